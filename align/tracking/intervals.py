@@ -1,0 +1,47 @@
+"""How sure a measured accuracy is. All intervals are two-sided 95%."""
+
+import math
+from collections.abc import Sequence
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's score interval of a share: unlike the normal one it stays inside 0..1 and has width at 0 and 1.
+
+    ``successes`` may be fractional, where problems are scored by the mean of several samples; the interval is then
+    too wide rather than too narrow, since such means vary less than single answers.
+    """
+    if trials <= 0:
+        raise ValueError("an accuracy needs at least one problem")
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} of {trials} problems cannot be right")
+    share, z2 = successes / trials, Z95**2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """``(difference, low, high)`` of mean accuracy, after minus before, over the same problems in the same order.
+
+    The problems are the same twice, so the interval is paired: it is made of each problem's own difference, and the
+    variation between easy and hard problems drops out. The form is Bonett and Price's (2012) for paired proportions:
+    one pseudo-problem that improved and one that got worse are added before the normal interval is taken. Against the
+    paired bootstrap and the plain t interval it keeps its 95% with few problems, has width when all problems changed
+    alike, and needs no random numbers. With answers scored 0 or 1 it is their formula; scores between are allowed.
+
+    ``difference`` is the plain one, while the interval is centred a little closer to zero.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} problems before and {len(after)} after: they must be the same problems")
+    if not before:
+        raise ValueError("a difference needs at least one problem")
+    if not all(0 <= score <= 1 for score in (*before, *after)):
+        raise ValueError("scores must lie between 0 and 1")
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    count = len(changes) + 2
+    mean = math.fsum(changes) / count
+    variance = (math.fsum(change**2 for change in changes) + 2) / count - mean**2
+    half = Z95 * math.sqrt(variance / count)
+    return math.fsum(changes) / len(changes), max(-1.0, mean - half), min(1.0, mean + half)

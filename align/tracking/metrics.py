@@ -1,0 +1,82 @@
+"""What every number means. A pattern (``*``) describes a family; an exact name wins over a pattern."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+METRICS: dict[str, str] = {
+    # Learning: TRL's names, so that dashboards and habits carry over.
+    "objective/kl": "log pi - log pi_ref of the policy's samples, summed over tokens, mean over completions (nats)",
+    "objective/entropy": "-log pi of the policy's samples, summed over tokens, mean over completions (nats)",
+    "objective/scores": "mean score of the policy's samples (units of the reward)",
+    "objective/scores_margin": "score of chosen minus score of rejected, mean over pairs (units of the reward)",
+    "rewards/chosen": "implicit reward beta * (log pi - log pi_ref) of chosen, mean over pairs (nats)",
+    "rewards/rejected": "implicit reward beta * (log pi - log pi_ref) of rejected, mean over pairs (nats)",
+    "rewards/margins": "rewards/chosen minus rewards/rejected, mean over pairs (nats)",
+    "rewards/accuracies": "share of pairs whose implicit reward ranks chosen first (0..1)",
+    "logps/chosen": "log pi of chosen, summed over tokens, mean over pairs (nats)",
+    "logps/rejected": "log pi of rejected, summed over tokens, mean over pairs (nats)",
+    "val/contain_eos_token": "share of completions that end with the end-of-sequence token (0..1)",
+    "beta": "strength of the pull towards the reference policy (dimensionless)",
+    "alpha": "weight of XPO's exploration bonus (dimensionless)",
+    "loss/total": "the loss that is minimised, mean over pairs (nats)",
+    "loss/preference": "-log sigmoid(beta * h), mean over pairs (nats)",
+    "loss/bonus": "XPO's exploration bonus alpha * log pi of the reference sample, mean over pairs (nats)",
+    "xpo/ref_sample_logp": "log pi of the reference policy's samples, summed over tokens, mean over pairs (nats)",
+    "optim/lr": "learning rate of this update (dimensionless)",
+    "optim/grad_norm": "norm of the gradient before clipping, mean over updates",
+    "optim/grad_norm_max": "largest norm of the gradient before clipping in this step",
+    "mismatch/logp_gap_mean": "|learner - sampler| log-probability of a sampled token, mean over tokens (nats)",
+    "mismatch/logp_gap_max": "|learner - sampler| log-probability of a sampled token, largest (nats)",
+    # Experience.
+    "rollout/completions": "completions collected in this step",
+    "rollout/tokens": "tokens generated in this step, end-of-sequence tokens included",
+    "rollout/tokens_per_s": "tokens generated a second of generation",
+    "rollout/length_mean": "tokens of a completion, mean",
+    "rollout/clipped_ratio": "share of completions cut at the length limit (0..1)",
+    "rollout/reference_completions": "completions drawn from the reference policy in this step, not from the cache",
+    "rollout/engine_recoveries": "times that the engine was rebuilt after a failure, since the start of the process",
+    "rollout/staleness_mean": "policy versions between the one that sampled and the learner's, mean over completions",
+    # Judgement.
+    "reward/mean": "score of the policy's samples, mean (units of the reward)",
+    "reward/reference_mean": "score of the reference policy's samples, mean (units of the reward)",
+    "reward/std": "standard deviation of the scores of the policy's samples (units of the reward)",
+    "reward/frac_zero_std": "share of prompts whose completions all score the same: nothing to learn from (0..1)",
+    "label/pairs": "pairs made in this step, at most one of each prompt",
+    "label/ties": "prompts without a pair because both sides score the same",
+    "label/identical": "prompts without a pair because both sides are the same tokens",
+    "label/failed": "prompts without a pair because fewer than two completions could be scored",
+    "label/margin": "score of chosen minus score of rejected, mean over pairs (units of the reward)",
+    "buffer/pairs": "pairs in the cumulative buffer",
+    "buffer/fresh_fraction": "share of the pairs learnt from that were made in this step (0..1)",
+    # Sending the weights back.
+    "sync/probe_gap_max": "|engine - learner| log-probability of the probe after a sync, largest (nats)",
+    "sync/probe_gap_mean": "|engine - learner| log-probability of the probe after a sync, mean (nats)",
+    "sync/load_s": "seconds until the engine held the new weights",
+    "sync/probe_s": "seconds of proving that it does",
+    "sync/version": "version of the weights the engine holds",
+    # Evaluation on data that nothing was trained on.
+    "eval/accuracy": "share of held-out problems answered right, sampled as the recipe says (0..1)",
+    "eval/accuracy_low": "lower end of the 95% interval of eval/accuracy",
+    "eval/accuracy_high": "upper end of the 95% interval of eval/accuracy",
+    "eval/length_mean": "tokens of a completion on held-out problems, mean",
+    "eval/contain_eos_token": "share of held-out completions that end with the end-of-sequence token (0..1)",
+    "eval/failed": "held-out completions whose score failed; they are left out of eval/accuracy",
+    # The system. The phases and `other` add up to `step`.
+    "timing_s/step": "wall time from the previous step's end to this one's (seconds)",
+    "timing_s/other": "wall time of the step that no phase claims (seconds)",
+    "timing_s/*": "wall time of one phase in this step (seconds)",
+    "perf/elapsed_s": "wall time since the run's first start, without pauses between stop and resume (seconds)",
+    "perf/*": "speed, memory or utilisation of the machine; the unit is the last part of the name",
+}
+
+
+def meaning(name: str) -> str | None:
+    """What ``name`` measures, or ``None`` where the table does not know it."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((text for pattern, text in METRICS.items() if "*" in pattern and fnmatchcase(name, pattern)), None)
+
+
+def undocumented(names: Iterable[str]) -> list[str]:
+    """The names, sorted, that the table does not explain."""
+    return sorted({name for name in names if meaning(name) is None})

@@ -1,0 +1,312 @@
+"""The vLLM engine: in this process, on the CPU or a GPU, with weights that can be replaced and are proven to be.
+
+Two properties that vLLM does not give by itself:
+
+- ``generate`` depends on weights, requests and parameters alone, never on what ran before: the prefix cache is emptied
+  first (it changes which tokens share a matrix product, and so the last bits). Within a call prompts still share it.
+- Building an engine leaves the process as it was: random states, thread settings and environment.
+"""
+
+import gc
+import os
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from rollouts.engines.base import EngineError, Request, Sample, SamplingParams
+from rollouts.engines.probe import SyncGuard, check_requests, check_sequences, one_line
+from rollouts.engines.vllm_weights import receive_live, register, require_backend
+from rollouts.types import Finish, WeightUpdate
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+BLOCK: Final = 32  # tokens in a block of the prefix cache; the smallest that vLLM's CPU attention takes
+_MAX_SEED: Final = 2**63
+
+
+class VLLMEngine:
+    """:class:`rollouts.engines.base.Engine` on ``vllm.LLM``.
+
+    ``model_path`` is a folder in Hugging Face format (:func:`rollouts.models.resolve`). ``max_context`` in tokens,
+    below the model's own limit. ``kv_cache_gib`` (GiB) holds on the CPU, ``gpu_memory_utilization`` (a fraction) on a
+    GPU. ``threads`` are the cores to use, by default all that the process may. ``probe_tolerance`` (nats) is the
+    largest mean difference between engine and learner a token of the probe; bfloat16 alone makes about 0.05.
+
+    The log-probabilities of samples are those of the distribution that was sampled: after temperature, filters and the
+    ban on stop tokens below ``min_new_tokens``; for greedy decoding, at temperature 1.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        *,
+        max_context: int,
+        dtype: str = "bfloat16",
+        kv_cache_gib: float = 0.5,
+        max_num_seqs: int = 256,
+        weight_transfer: str = "shm",
+        threads: int | None = None,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.5,
+        enforce_eager: bool = True,
+        probe_tolerance: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        if max_context < BLOCK + 2:
+            raise ValueError(f"max_context must be at least {BLOCK + 2} tokens, not {max_context}")
+        require_backend(weight_transfer)
+        self._folder = Path(model_path)
+        self._max_context = max_context
+        self._weight_transfer = weight_transfer
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._on_gpu = torch.cuda.is_available()
+        self._guard = SyncGuard(probe_tolerance)
+        # Two blocks and one token: a cache that outlived its weights shows as tokens that need not be computed.
+        self._canary = tuple(1 + i % 7 for i in range(min(2, (max_context - 2) // BLOCK) * BLOCK + 1))
+        self._arguments: dict[str, Any] = {
+            "model": str(self._folder),
+            "skip_tokenizer_init": True,
+            "dtype": dtype,
+            "max_model_len": max_context + 1,  # logprobs() of a full context asks vLLM for one token more
+            "max_num_seqs": max_num_seqs,
+            # A seeded request whose prefill is cut in two crashes vLLM on the CPU: never cut one.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_context + 1, 8192),
+            "enable_prefix_caching": True,
+            "block_size": BLOCK,
+            "tensor_parallel_size": tensor_parallel_size,
+            "enforce_eager": enforce_eager,
+            "seed": seed,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "weight_transfer_config": {"backend": weight_transfer},
+            "worker_extension_cls": "rollouts.engines.vllm_worker.WorkerExtension",
+            "gpu_memory_utilization": gpu_memory_utilization,
+            **({} if self._on_gpu else {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}),
+        }
+        self._llm: LLM | None = None
+        self._build()
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Sample]]:
+        """See :class:`rollouts.engines.base.Engine`. Seeds lie in [0, 2**63)."""
+        self._guard.require_alive()
+        check_requests([len(request.prompt_ids) for request in requests], params.max_new_tokens, self._max_context)
+        for index, request in enumerate(requests):
+            if not all(0 <= seed < _MAX_SEED for seed in request.seeds):
+                raise ValueError(f"request {index}: seeds must lie in [0, 2**63)")
+        jobs = [(request.prompt_ids, seed) for request in requests for seed in request.seeds]
+        if not jobs:
+            return [[] for _ in requests]
+        self._reset_cache()
+        outputs = iter(self._run([ids for ids, _ in jobs], [_sampling(params, seed) for _, seed in jobs]))
+        return [[_sample(next(outputs)) for _ in request.seeds] for request in requests]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """See :class:`rollouts.engines.base.Engine`."""
+        self._guard.require_alive()
+        return self._logprobs(sequences)
+
+    def load_weights(self, update: WeightUpdate) -> Mapping[str, float]:
+        """See :class:`rollouts.engines.base.Engine`; adds the measurements of :meth:`SyncGuard.sync`."""
+        return self._guard.sync(
+            update,
+            load=lambda: self._transfer(update),
+            logprobs=lambda ids: self._logprobs([ids])[0],
+            verify=lambda: self._verify(update),
+        )
+
+    def version(self) -> int:
+        """See :class:`rollouts.engines.base.Engine`."""
+        return self._guard.version
+
+    def max_context(self) -> int:
+        """See :class:`rollouts.engines.base.Engine`."""
+        return self._max_context
+
+    def rebuild(self) -> None:
+        """See :class:`rollouts.engines.base.Engine`."""
+        self._dispose()
+        self._build()
+        self._guard.revive()
+
+    def close(self) -> None:
+        """See :class:`rollouts.engines.base.Engine`."""
+        self._dispose()
+        self._guard.kill("it was closed")
+
+    def _build(self) -> None:
+        with _untouched_process(), _no_compilation():
+            os.environ.update(_environment(self._on_gpu))
+            torch.set_num_threads(self._threads)
+            try:
+                from vllm import LLM
+
+                register()
+                self._llm = LLM(**self._arguments)
+                if not self._on_gpu:
+                    self._llm.collective_rpc("polestar_use_cdf_sampler")
+                if self._weight_transfer == "shm":
+                    self._llm.init_weight_transfer_engine({"init_info": {"folder": str(self._folder)}})
+            except Exception as error:
+                self._dispose()
+                raise EngineError(f"vLLM cannot serve '{self._folder}': {one_line(error)}") from error
+        torch.set_num_threads(self._threads)
+
+    def _dispose(self) -> None:
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def _engine(self) -> "LLM":
+        if self._llm is None:
+            raise EngineError("the engine was closed; build a new one")
+        return self._llm
+
+    def _transfer(self, update: WeightUpdate) -> None:
+        llm = self._engine()
+        self._cached_canary_tokens()  # so that the canary is in the cache, whatever was evicted since
+        scheme, _, rest = update.uri.partition(":")
+        version = str(update.version)
+        if scheme == "file" and self._weight_transfer == "shm":
+            llm.start_weight_update()
+            llm.update_weights({"update_info": {"path": rest}})
+            llm.finish_weight_update(weight_version=version)
+        elif scheme == "file":
+            llm.collective_rpc("polestar_load_file", kwargs={"path": rest, "folder": str(self._folder)})
+            llm.update_weight_version(version)
+        elif scheme == self._weight_transfer:
+            receive_live(llm, update.uri)
+            llm.finish_weight_update(weight_version=version)
+        else:
+            raise ValueError(f"this engine takes 'file:' and '{self._weight_transfer}:' updates; set weight_transfer")
+        self._reset_cache()
+
+    def _verify(self, update: WeightUpdate) -> None:
+        stamp = self._engine().get_weight_version()
+        if stamp != str(update.version):
+            raise ValueError(f"vLLM reports weight version '{stamp}'")
+        if stale := self._cached_canary_tokens():
+            raise ValueError(f"the prefix cache outlived its weights: {stale} tokens were not computed anew")
+
+    def _reset_cache(self) -> None:
+        if not self._engine().reset_prefix_cache():
+            raise EngineError("vLLM's prefix cache cannot be emptied: some request still runs")
+
+    def _cached_canary_tokens(self) -> int:
+        [output] = self._run([self._canary], [_sampling(SamplingParams(1, (), temperature=0.0), 0)])
+        return output.num_cached_tokens or 0
+
+    def _logprobs(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        check_sequences([len(sequence) for sequence in sequences], self._max_context)
+        from vllm import SamplingParams as VLLMSamplingParams
+
+        if not sequences:
+            return []
+        score = VLLMSamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._run([tuple(sequence) for sequence in sequences], [score] * len(sequences))
+        return [_prompt_logprobs(output) for output in outputs]
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> "list[RequestOutput]":
+        llm = self._engine()
+        inputs: list[Any] = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        try:
+            with _no_compilation():
+                return llm.generate(inputs, list(params), use_tqdm=False)
+        except BaseException as error:
+            # Requests that were under way, also at Ctrl-C, stay in vLLM's scheduler and would answer the next call.
+            self._guard.kill(f"generation failed: {one_line(error)}")
+            if not isinstance(error, Exception):
+                raise
+            raise EngineError(f"vLLM failed: {one_line(error)}; the engine must be rebuilt") from error
+
+
+def _sampling(params: SamplingParams, seed: int) -> Any:
+    from vllm import SamplingParams as VLLMSamplingParams
+
+    greedy = params.temperature == 0
+    return VLLMSamplingParams(
+        temperature=params.temperature,
+        top_p=1.0 if greedy else params.top_p,
+        top_k=0 if greedy else params.top_k,
+        seed=None if greedy else seed,
+        max_tokens=params.max_new_tokens,
+        min_tokens=params.min_new_tokens,
+        stop_token_ids=list(params.stop_token_ids),
+        logprobs=0,
+        detokenize=False,
+    )
+
+
+def _sample(output: "RequestOutput") -> Sample:
+    [completion] = output.outputs
+    tokens = tuple(completion.token_ids)
+    finish = Finish.STOP if completion.finish_reason == "stop" else Finish.LENGTH
+    return Sample(tokens, _scores(tokens, completion.logprobs), finish)
+
+
+def _prompt_logprobs(output: "RequestOutput") -> tuple[float, ...]:
+    ids = tuple(output.prompt_token_ids or ())
+    return _scores(ids[1:], list(output.prompt_logprobs or ())[1:])
+
+
+def _scores(tokens: Sequence[int], positions: Any) -> tuple[float, ...]:
+    """The log-probability of each token in vLLM's table of each position."""
+    if positions is None or len(positions) != len(tokens):
+        raise EngineError(f"vLLM returned {len(positions or ())} log-probabilities for {len(tokens)} tokens")
+    return tuple(table[token].logprob for token, table in zip(tokens, positions, strict=True))
+
+
+def _environment(on_gpu: bool) -> dict[str, str]:
+    chosen = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: nothing but our calls decides what is batched
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    if not on_gpu:
+        chosen["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner whose sampler polestar_use_cdf_sampler replaces
+    # vLLM's loggers pass to whatever handlers the program has; set it to 1 to see them on the console.
+    defaults = {"VLLM_CONFIGURE_LOGGING": "0"}
+    return {**chosen, **{name: value for name, value in defaults.items() if name not in os.environ}}
+
+
+@contextmanager
+def _no_compilation() -> Iterator[None]:
+    """Runs vLLM's few torch.compile helpers as they are: on a CPU each costs a C++ compiler and ten seconds."""
+    with torch.compiler.set_stance("force_eager" if not torch.cuda.is_available() else "default"):
+        yield
+
+
+@contextmanager
+def _untouched_process() -> Iterator[None]:
+    """Gives back the random states, ``torch.set_num_threads`` and LD_PRELOAD, all of which vLLM sets for itself."""
+    import logging
+
+    logging.getLogger("vllm").addHandler(logging.NullHandler())
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+        torch.set_num_threads = set_num_threads
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload

@@ -1,0 +1,228 @@
+"""From a model's name to a local folder in Hugging Face format, and from the folder to objects.
+
+A name says where the model comes from:
+
+- a folder with ``config.json`` and safetensors;
+- ``hub:ORG/NAME``, downloaded from the Hugging Face hub once;
+- ``pkg:PACKAGE/FILE.gguf``, weights inside an installed Python package, de-quantised once into a cache.
+"""
+
+import difflib
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONVERSION_VERSION = 1  # raise when converted folders must be made anew
+_PREFIXES = ("hub", "pkg")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+class ModelError(ValueError):
+    """A model cannot be had; the message is one line that says what to do."""
+
+
+def resolve(name: str, cache_dir: Path | None = None) -> Path:
+    """The local folder (``config.json``, safetensors, tokenizer) of the model called ``name``.
+
+    ``cache_dir`` holds converted models; default: ``models`` in ``$POLESTAR_CACHE`` or in
+    ``~/.cache/polestar``. Raises :class:`ModelError`.
+    """
+    prefix, colon, rest = name.partition(":")
+    if not colon or "/" in prefix or prefix.startswith("."):
+        return _folder(Path(name).expanduser())
+    if prefix == "hub":
+        return _hub(rest)
+    if prefix == "pkg":
+        return _package(rest, cache_dir or _default_cache())
+    close = difflib.get_close_matches(prefix, _PREFIXES, n=1, cutoff=0.4)
+    hint = f"did you mean '{close[0]}:{rest}'?" if close else "use a folder, hub:ORG/NAME or pkg:PACKAGE/FILE.gguf"
+    raise ModelError(f"model '{name}': unknown prefix '{prefix}:'; {hint}")
+
+
+def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a resolved folder; padding falls back to the end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model '{path}': its tokenizer has no end-of-sequence token; set eos_token in its config")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(path: Path | str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
+    """The language model of a resolved folder in evaluation mode; every call returns an independent copy."""
+    from transformers import AutoModelForCausalLM
+
+    with _no_progress_bars():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, low_cpu_mem_usage=True, attn_implementation=attn_implementation
+        )
+    model.train(False)
+    return model
+
+
+def _default_cache() -> Path:
+    root = os.environ.get("POLESTAR_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "polestar") / "models"
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ModelError(f"model '{path}': no such folder; give an existing one, hub:ORG/NAME or pkg:PACKAGE/FILE.gguf")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model '{path}': the folder has no config.json; give one in Hugging Face format")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"model '{path}': the folder has no *.safetensors file; save the model as safetensors")
+    return path.resolve()
+
+
+def _hub(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    name = f"hub:{repository}"
+    try:
+        with _no_progress_bars():
+            folder = snapshot_download(repository, allow_patterns=list(_HUB_FILES))
+    except HFValidationError as error:
+        raise ModelError(f"model '{name}': not a repository name; write hub:ORG/NAME") from error
+    except GatedRepoError as error:
+        raise ModelError(f"model '{name}': access is gated; accept its terms and run 'hf auth login'") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"model '{name}': no such repository on the hub, or it is private; check the name") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelError(
+            f"model '{name}': not in the local cache, and the hub cannot be reached; connect once, or use a folder"
+        ) from error
+    except OSError as error:
+        raise _disk_or(error, name, f"model '{name}': download failed: {_one_line(error)}") from error
+    return _folder(Path(folder))
+
+
+def _package(rest: str, cache: Path) -> Path:
+    name = f"pkg:{rest}"
+    file = _package_file(rest, name)
+    key = hashlib.sha256(f"{CONVERSION_VERSION}\n{_digest(file)}".encode()).hexdigest()[:16]
+    target = cache / f"{file.stem.replace('.', '-')}-{key}"
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # The lock spares a second process the conversion; correctness rests on the rename alone.
+        with open(cache / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.is_dir():
+                _convert_atomically(file, target)
+    except ModelError:
+        raise
+    except Exception as error:
+        message = f"model '{name}': cannot convert {file.name} into {cache}: {_one_line(error)}"
+        raise _disk_or(error, name, message) from error
+    return target
+
+
+def _package_file(rest: str, name: str) -> Path:
+    package, _, relative = rest.partition("/")
+    if not package.isidentifier() or not relative:
+        raise ModelError(f"model '{name}': write pkg:PACKAGE/FILE.gguf")
+    # find_spec, not import: such a package is wanted for its files, and its code may need libraries that are absent.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ModelError(f"model '{name}': package '{package}' is not installed; run 'pip install {distribution}'")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    file = root / relative
+    if file.is_file() and file.suffix == ".gguf":
+        return file
+    found = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.gguf"))) or "no .gguf file"
+    raise ModelError(f"model '{name}': '{relative}' is not a .gguf file of package '{package}', which has: {found}")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _convert_atomically(file: Path, target: Path) -> None:
+    """Converts beside ``target`` and renames, so that a folder in the cache is always whole."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _convert(file, scratch)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _convert(file: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {file.name} needs the package 'gguf'; run 'pip install gguf'")
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    # The GGUF reader's progress bar has no switch; errors are raised, so nothing else is lost with stderr.
+    with _no_progress_bars(), redirect_stderr(io.StringIO()):
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        config = quantised.config
+        # transformers refuses to save a model that it read from GGUF: move the weights into one without that mark.
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        model.load_state_dict(quantised.state_dict(), strict=True)
+        model.save_pretrained(target)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF reader names the wrong token as the end of a sequence; the model's config has the right one.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    hub_was_on, transformers_was_on = not are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    disable_progress_bars()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if hub_was_on:
+            enable_progress_bars()
+        if transformers_was_on:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _disk_or(error: Exception, name: str, message: str) -> ModelError:
+    """The out-of-disk message where ``error`` means that (safetensors reports it as text), else ``message``."""
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
+        return ModelError(f"model '{name}': the disk is full; free some space or point POLESTAR_CACHE to another disk")
+    return ModelError(message)
