@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,44 +27,39 @@ def run_recipe(recipe: schema.Recipe, source: Path, overrides: list[str]) -> int
 
     Everything that a user can mend raises ``UserError``.
     """
-    folder = RunFolder(recipe.run_dir())
-    with ExitStack() as stack:
+    with ExitStack() as stack, user_errors():
         stack.enter_context(_terminating_as_interrupt())
-        folder.open()
-        stack.callback(folder.close)
-        folder.claim(recipe.model_dump(mode="json"), dump_resolved(recipe))
-        _write_environment(folder.path, source, overrides)
-        quiet_third_party(folder.path / "logs")
-        # Libraries write to the descriptors themselves; only what we print is for the terminal.
-        terminal = stack.enter_context(redirect_fds(folder.path / "logs" / "driver.log"))
-        run = _Run(recipe, folder, terminal, source, overrides, stack)
-        with _as_user_errors():
-            run.prepare()
-            run.execute()
+        run = Run(recipe, source, overrides, stack)
+        if run.is_finished():
+            run.show_finished()
+            return 0
+        run.prepare()
+        run.execute()
+        run.summarise()
     return 0
 
 
-@dataclass(slots=True)
-class _Models:
-    path: Path
-    renderer: Any
+class Run:
+    """One run while it lasts: takes its folder at once, and gives everything back through ``stack``.
 
+    ``prepare`` builds the parts, cheapest first, so that mistakes show early; ``execute`` goes through the loop.
+    """
 
-class _Run:
-    """One run while it lasts. ``prepare`` builds the parts, cheapest first, so that mistakes show at once."""
-
-    def __init__(
-        self,
-        recipe: schema.Recipe,
-        folder: RunFolder,
-        terminal: TextIO,
-        source: Path,
-        overrides: list[str],
-        stack: ExitStack,
-    ) -> None:
-        self.recipe, self.folder, self.terminal, self.stack = recipe, folder, terminal, stack
-        self.command = " ".join(["align run", str(source), *overrides])
-        self.began = time.monotonic()
+    def __init__(self, recipe: schema.Recipe, source: Path, overrides: list[str], stack: ExitStack) -> None:
+        self.recipe, self.stack = recipe, stack
+        self.command = " ".join([str(source), *overrides])
+        self.folder = RunFolder(recipe.run_dir())
+        self.folder.open()
+        stack.callback(self.folder.close)
+        self.folder.claim(recipe.model_dump(mode="json"), dump_resolved(recipe))
+        write_environment(self.folder.path, self.command)
+        logs = self.folder.path / "logs"
+        quiet_third_party(logs)
+        # Libraries write to the descriptors themselves; only what we print is for the terminal.
+        self.terminal: TextIO = stack.enter_context(redirect_fds(logs / "driver.log"))
+        self.cluster: Any = None
+        self.learner: Any = None
+        self.parts: Any = None
 
     def prepare(self) -> None:
         from rollouts.chat import ChatRenderer
@@ -99,7 +93,8 @@ class _Run:
         self.parts = self._parts()
 
     def execute(self) -> None:
-        from align.loop import Schedule, run
+        from align.loop import Schedule
+        from align.loop import run as loop
 
         schedule = self.recipe.schedule
         stateful = {name: getattr(self.parts, name) for name in self.parts.__dataclass_fields__}
@@ -116,7 +111,7 @@ class _Run:
                 self.folder.save(step, stateful, self.cluster.apply, schedule.keep_checkpoints)
 
         with self.parts.tracker:
-            run(
+            loop(
                 self.parts,
                 Schedule(
                     total_steps=schedule.total_steps,
@@ -131,7 +126,16 @@ class _Run:
             policy = self.folder.path / "policy"
             if start < schedule.total_steps or not policy.exists():
                 self.cluster.apply(self.learner, _save_policy, str(self.model_path), str(policy.resolve()))
-        self._summarise(start)
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds this run, complete."""
+        checkpoint = self.folder.latest()
+        done = checkpoint is not None and int(checkpoint.name.removeprefix("step-")) >= self.recipe.schedule.total_steps
+        return done and (self.folder.path / "summary.md").exists()
+
+    def show_finished(self) -> None:
+        self.terminal.write((self.folder.path / "summary.md").read_text())
+        self.say("this run is finished: raise schedule.total_steps to go on, or set run.dir to start another")
 
     def say(self, text: str) -> None:
         """One line on the terminal before the live view starts."""
@@ -269,7 +273,7 @@ class _Run:
         recipe, path = self.recipe, self.folder.path
         wandb, console = recipe.tracking.wandb, recipe.tracking.console
         header = {
-            "recipe": self.command.removeprefix("align run "),
+            "recipe": self.command,
             "model": recipe.model.path,
             "run folder": str(path),
             "runs on": recipe.cluster.type,
@@ -286,41 +290,47 @@ class _Run:
                     entity=wandb.entity,
                     group=wandb.group,
                     tags=wandb.tags,
+                    kl_limit=recipe.tracking.kl_limit,
                 ),
                 ConsoleSink(
                     recipe.schedule.total_steps,
                     header,
                     table_every=console.table_every,
                     table_rows=console.table_rows,
+                    kl_limit=recipe.tracking.kl_limit,
                     file=self.terminal,
                 ),
             ]
         )
 
-    def _summarise(self, start: int) -> None:
-        from rich.console import Console
-
+    def summarise(self) -> None:
+        """The end of a run, for people and for programs."""
+        from align.tracking.console import terminal_console
         from align.tracking.report import Outcome, plot_run, summary
 
-        total = self.recipe.schedule.total_steps
+        path, total = self.folder.path, self.recipe.schedule.total_steps
         results = self.evaluator.results
-        before, after = results.get(0), results.get(total)
-        both = [(b, a) for b, a in zip(before or (), after or (), strict=False) if b is not None and a is not None]
-        if start == total:
-            self.say(f"{self.folder.path} is finished: raise schedule.total_steps, or set run.dir to start another run")
-        plot_run(self.folder.path, self.recipe.name)
-        elapsed_s = float(self.parts.tracker.state_dict()["elapsed_s"])
+        both = [
+            (b, a)
+            for b, a in zip(results.get(0, []), results.get(total, []), strict=False)
+            if b is not None and a is not None
+        ]
+        plot_run(path, self.recipe.name)
         summary(
             Outcome(
-                recipe=self.command.removeprefix("align run "),
+                recipe=self.command,
                 model=self.recipe.model.path,
-                folder=self.folder.path,
+                folder=path,
                 steps=total,
-                minutes=elapsed_s / 60,
+                minutes=float(self.parts.tracker.state_dict()["elapsed_s"]) / 60,
                 before=[b for b, _ in both] or None,
                 after=[a for _, a in both] or None,
+                next_steps={
+                    "train longer": f"align run {self.command} schedule.total_steps={2 * total}",
+                    "start from it": f"align run {self.command} model.path={path / 'policy'} run.dir={path}-2",
+                },
             ),
-            Console(file=self.terminal, highlight=False),
+            terminal_console(self.terminal),
         )
 
 
@@ -351,11 +361,11 @@ def load_prompts(prompts: schema.Prompts) -> tuple[list[Any], list[Any]]:
     """Held-out prompts, and training prompts none of which ask the same."""
     from rollouts.prompts import question_of
 
-    heldout = _load(prompts.heldout, frozenset())
-    return heldout, _load(prompts.train, frozenset(question_of(p) for p in heldout))
+    heldout = _load(prompts.heldout, heldout=True)
+    return heldout, _load(prompts.train, exclude=frozenset(question_of(p) for p in heldout))
 
 
-def _load(source: Any, exclude: frozenset[str]) -> list[Any]:
+def _load(source: Any, *, heldout: bool = False, exclude: frozenset[str] = frozenset()) -> list[Any]:
     from rollouts.prompts import gym_prompts, hub_records, jsonl_records, record_prompts
 
     if source.type == "gym":
@@ -391,7 +401,7 @@ def _close_learner(learner: Any) -> None:
 
 
 @contextmanager
-def _as_user_errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Errors whose message already says what to do lose their traceback; all others keep it."""
     from cluster.host import HostError
     from cluster.weights import StoreError
@@ -418,7 +428,7 @@ def _terminating_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write_environment(path: Path, source: Path, overrides: list[str]) -> None:
+def write_environment(path: Path, command: str) -> None:
     """What made the run: command, commit, versions. A line for each start, so that a resumed run tells of both."""
     versions: dict[str, str] = {}
     for name in PACKAGES:
@@ -428,8 +438,8 @@ def _write_environment(path: Path, source: Path, overrides: list[str]) -> None:
             continue
     record: Mapping[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": ["align", "run", str(source), *overrides],
-        "commit": _commit(),
+        "command": f"align run {command}",
+        "commit": commit(),
         "python": sys.version.split()[0],
         "versions": versions,
     }
@@ -438,7 +448,8 @@ def _write_environment(path: Path, source: Path, overrides: list[str]) -> None:
     write_atomically(file, before + json.dumps(record) + "\n")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit of this checkout, ``-dirty`` where files differ from it; None outside a repository."""
     root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(

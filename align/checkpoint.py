@@ -16,7 +16,7 @@ from align.errors import UserError
 MANIFEST = "manifest.json"
 
 Apply = Callable[..., Any]
-"""``apply(part, function, *args)`` runs ``function(part, *args)`` where the part lives (:meth:`cluster.Cluster.apply`)."""
+"""``apply(part, function, *args)`` runs ``function(part, *args)`` where the part lives (``Cluster.apply``)."""
 
 
 class RunFolder:

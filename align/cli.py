@@ -168,7 +168,7 @@ def cluster_status() -> int:
 @bench_app.command("step")
 @_command
 def bench_step(
-    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = MAIN_RECIPE,
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "bench" / "step.yaml",
     overrides: Overrides = None,
 ) -> int:
     """Measure the phases of one training step."""
@@ -177,4 +177,4 @@ def bench_step(
     resolved = load(recipe, overrides or [])
     from align.bench.step import main as measure
 
-    return measure(resolved)
+    return measure(resolved, recipe, overrides or [])

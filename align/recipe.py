@@ -114,8 +114,9 @@ class VLLMEngine(Section):
     """GPUs that share one engine's weights."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that the engine may take; not used on the CPU."""
-    probe_tolerance: float = Field(default=0.15, gt=0)
-    """Largest mean difference in nats between the engine's and the learner's log-probability of a probe token."""
+    probe_tolerance: float = Field(default=0.05, gt=0)
+    """Largest mean difference between the engine's and the learner's log-probabilities of the probe's tokens, as a
+    share of 1 + their mean size (nats)."""
 
 
 class TransformersEngine(Section):
@@ -127,8 +128,9 @@ class TransformersEngine(Section):
     """Longest prompt plus completion, in tokens."""
     batch_size: int = Field(default=32, gt=0)
     """Sequences that are generated at once."""
-    probe_tolerance: float = Field(default=0.15, gt=0)
-    """Largest mean difference in nats between the engine's and the learner's log-probability of a probe token."""
+    probe_tolerance: float = Field(default=0.05, gt=0)
+    """Largest mean difference between the engine's and the learner's log-probabilities of the probe's tokens, as a
+    share of 1 + their mean size (nats)."""
 
 
 Engine = Annotated[VLLMEngine | TransformersEngine, Field(discriminator="type")]
@@ -264,7 +266,7 @@ class PreferenceLearner(Section):
     """The objective."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     """AdamW and its learning-rate schedule."""
-    micro_batch_tokens: int = Field(default=4096, gt=0)
+    micro_batch_tokens: int = Field(default=2048, gt=0)
     """Most tokens of one forward and backward pass; memory grows with it, results do not change."""
     attention: Literal["eager", "sdpa"] = "eager"
     """How attention is computed: `eager` is quicker on the CPU for short sequences, `sdpa` needs less memory."""

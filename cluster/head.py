@@ -192,10 +192,12 @@ def _family(head: Head) -> list[psutil.Process]:
     for process in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
             family.update(dict.fromkeys(process.children(recursive=True)))
-    session = head.processes[0].pid  # ours as long as anyone is in it: such a number is not given away
+    watcher = head.processes[0]
+    if psutil.pid_exists(watcher.pid) and not watcher.find():
+        return list(family)  # the number is another one's now, and so is the session of that number
     for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == session and process.create_time() >= head.processes[0].started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == watcher.pid:
                 family[process] = None
     return list(family)
 

@@ -20,6 +20,7 @@ from cluster.errors import DeadlineExceeded, HostDied, HostError
 from cluster.part import Home, PartServer, Raised
 
 _EXIT_SECONDS = 5.0
+_ORDER_SECONDS = 2.0  # for Ray to end a process itself: one that merely vanishes it reports on the terminal, at length
 _RESERVED = frozenset({"submit", "with_deadline", "restarts", "apply"})
 
 
@@ -264,6 +265,7 @@ def _kill_group(home: Home) -> None:
         process = psutil.Process(home.pid)
         if process.create_time() != home.started:
             return  # the number has been given to someone else
+        psutil.wait_procs([process], timeout=_ORDER_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(home.pid, signal.SIGKILL)
     with contextlib.suppress(psutil.NoSuchProcess):

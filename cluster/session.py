@@ -5,8 +5,10 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Mapping
-from typing import Any, final
+from types import FrameType
+from typing import Any, NoReturn, final
 
 import psutil
 
@@ -19,6 +21,7 @@ _QUIET: Mapping[str, str] = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about CUDA_VISIBLE_DEVICES on every start
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` the hook would replace the job's runtime environment
 }
+_OPEN_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Only for a Ray of our own: idle workers cannot serve parts that bring environment variables, they only take memory.
 _SMALL: Mapping[str, str] = {
     "RAY_prestart_worker_first_driver": "0",
@@ -26,7 +29,7 @@ _SMALL: Mapping[str, str] = {
     # Unset, a local Ray writes ~/.ray/auth_token, and later heads then demand a token that clients do not send.
     "RAY_AUTH_MODE": "disabled",
     # Despite its name the switch that keeps Ray's servers on the loopback interface: nobody else can reach them.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _OPEN_SWITCH: "0",
 }
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 _EXIT_SECONDS = 10.0
@@ -47,18 +50,20 @@ class RaySession:
             raise HostError("this process is already connected to Ray: close the other cluster first")
         options: dict[str, Any] = {}
         if self.is_local:
+            from ray._private import ray_constants
+
+            # Some library may have imported Ray before the variable was set: it is read once, at import.
+            ray_constants.ENABLE_RAY_CLUSTER = os.environ[_OPEN_SWITCH] not in ("0", "false")
             memory = object_store_mib * 2**20
             options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": memory}
         before = set(psutil.Process().children())
-        previous = signal.getsignal(signal.SIGTERM)
+        self._previous = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise HostError(_unreachable(address, error)) from error
-        finally:
-            if previous not in (signal.SIG_DFL, None):  # Ray replaces the handler; the program's own comes first
-                with contextlib.suppress(ValueError):  # not the main thread: Ray did not replace it either
-                    signal.signal(signal.SIGTERM, previous)
+        # Ray's handler aborts the process, and then nothing is closed.
+        _on_sigterm(self._previous if callable(self._previous) else _exit)
         self._services = [child for child in psutil.Process().children() if child not in before]
         self._owner = os.getpid()
         self._open = True
@@ -86,6 +91,7 @@ class RaySession:
 
         family = _descendants(self._services)
         ray.shutdown()
+        _on_sigterm(self._previous)
         _, alive = psutil.wait_procs(family, timeout=_EXIT_SECONDS)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -117,6 +123,15 @@ def _target(address: str | None) -> str | None:
 def _configure(is_local: bool) -> None:
     for name, value in (*_QUIET.items(), *(_SMALL.items() if is_local else ())):
         os.environ.setdefault(name, value)
+
+
+def _on_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)  # exit handlers run, and close what is open
 
 
 def _unreachable(address: str | None, error: Exception) -> str:

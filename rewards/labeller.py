@@ -110,7 +110,8 @@ class PairLabeller:
             if len(scored) < 2:
                 return None
             best = max(scored, key=lambda c: c.score)
-            worst = min(reversed(scored), key=lambda c: c.score)
+            # The policy's samples come first, and the first of equals is taken: its own mistakes teach it most.
+            worst = min((c for c in scored if c is not best), key=lambda c: c.score)
             return best, worst
         references = [c for c in scored if c.completion.origin is Origin.REFERENCE]
         ours = [c for c in scored if c.completion.origin is not Origin.REFERENCE]

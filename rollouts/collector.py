@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def request_seed(run_seed: int, prompt_id: str, origin: Origin, sample: int, step: int) -> int:
-    """A seed of 63 bits that differs by prompt, origin, sample and step: one seed for a batch correlates its samples."""
+    """63 bits that differ by prompt, origin, sample and step; one seed for all would correlate the samples."""
     key = f"{run_seed}\0{prompt_id}\0{origin}\0{sample}\0{step}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
@@ -43,7 +43,7 @@ class EngineSupervisor:
     def __init__(self, engine: Engine, recoverable: tuple[type[Exception], ...], retries: int = 2) -> None:
         self.engine = engine
         self.recoveries = 0
-        self._recoverable = (EngineError, *recoverable)
+        self._recoverable: tuple[type[Exception], ...] = (EngineError, *recoverable)
         self._retries = retries
         self._current: WeightUpdate | None = None
 
@@ -108,6 +108,7 @@ class TextCollector:
             "rollout/reference_completions": drawn,
             "rollout/tokens": tokens,
             "rollout/tokens_per_s": tokens / elapsed,
+            "perf/generate_s": elapsed,
             "rollout/length_mean": tokens / len(fresh),
             "rollout/clipped_ratio": sum(c.finish is Finish.LENGTH for c in fresh) / len(fresh),
             "val/contain_eos_token": sum(c.finish is Finish.STOP for c in fresh) / len(fresh),
@@ -177,7 +178,7 @@ def check_lengths(prompts: Sequence[Prompt], renderer: ChatRenderer, params: Sam
     longest, prompt = max(lengths, key=lambda pair: pair[0])
     if longest + params.max_new_tokens > max_context:
         raise ValueError(
-            f"prompt {prompt.id!r} has {longest} tokens; with rollout.max_new_tokens={params.max_new_tokens} it needs a "
-            f"context of {longest + params.max_new_tokens}: raise rollout.engine.max_context (now {max_context}), or "
+            f"prompt {prompt.id!r} has {longest} tokens; with rollout.max_new_tokens={params.max_new_tokens} it needs "
+            f"a context of {longest + params.max_new_tokens}: raise rollout.engine.max_context (now {max_context}), or "
             "shorten the prompts"
         )

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ class PromptError(ValueError):
 
 
 def gym_prompts(
-    task: str, *, size: int, seed: int, config: Mapping[str, Any], exclude: frozenset[str] = frozenset()
+    task: str,
+    *,
+    size: int,
+    seed: int,
+    config: Mapping[str, Any],
+    distinct: bool = False,
+    exclude: frozenset[str] = frozenset(),
 ) -> list[Prompt]:
-    """``size`` distinct problems of a reasoning-gym task, none of them among the questions ``exclude``.
+    """``size`` problems of a reasoning-gym task, none of them among the questions ``exclude``.
 
-    Problems are drawn in the order of reasoning-gym's generator for ``seed``; a question that came before, or is
-    excluded, is passed over, so that two sets are disjoint by their text and not by their seed alone. A task with few
-    problems can run out: the result is then shorter, and empty is an error.
+    Problems come in the order of reasoning-gym's generator for ``seed``, with its frequencies: a question that comes
+    again is a prompt of its own, unless ``distinct``. Excluding goes by the text, because two seeds alone do not keep
+    sets apart: a task of one-digit sums has a few hundred problems in all. Where a task runs out of problems the result
+    is shorter; nothing at all is an error.
     """
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
@@ -28,30 +36,33 @@ def gym_prompts(
         raise PromptError("gym: prompts need the package 'reasoning-gym': run ./setup.sh, or pip install it") from error
     if task not in DATASETS:
         raise PromptError(f"reasoning-gym has no task {task!r}{_nearest(task, DATASETS)}")
-    # Drawing many more than are wanted finds the distinct ones of a small task without looping for ever.
+    # Many more draws than are wanted find what is left of a small task, and an end where nothing is.
     draws = size * 8 + 1024
     try:
         dataset = create_dataset(task, size=draws, seed=seed, **config)
     except (TypeError, AssertionError, ValueError) as error:
         raise PromptError(f"reasoning-gym refuses the config of task {task!r}: {error}") from error
-    prompts: dict[str, Prompt] = {}
+    prompts: list[Prompt] = []
+    seen: Counter[str] = Counter()
     for entry in dataset:
-        question = entry["question"]
-        if question in exclude or question in prompts:
+        question, answer = entry["question"], entry["answer"]
+        if question in exclude or (distinct and seen[question]):
             continue
-        answer = entry["answer"]
-        prompts[question] = Prompt(
-            id=f"gym:{task}:{question}",
-            messages=(Message("user", question),),
-            reference=None if answer is None else f"{question.rstrip(' =?:')} = {answer}",
-            answer=answer,
-            metadata={"task": task, "entry": entry},
+        seen[question] += 1
+        prompts.append(
+            Prompt(
+                id=f"gym:{task}:{question}" + (f"#{seen[question]}" if seen[question] > 1 else ""),
+                messages=(Message("user", question),),
+                reference=None if answer is None else f"{question.rstrip(' =?:')} = {answer}",
+                answer=answer,
+                metadata={"task": task, "entry": entry},
+            )
         )
         if len(prompts) == size:
             break
     if not prompts:
         raise PromptError(f"reasoning-gym task {task!r} gave no problem outside the held-out set: enlarge its config")
-    return list(prompts.values())
+    return prompts
 
 
 def record_prompts(
@@ -113,7 +124,8 @@ def hub_records(name: str, split: str) -> Iterable[Mapping[str, Any]]:
     import datasets
 
     try:
-        return iter(datasets.load_dataset(name, split=split, streaming=True))
+        records: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=split, streaming=True)
+        return records
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise PromptError(f"hub:{name}: cannot be loaded ({first}): check name and network, or use jsonl:") from error

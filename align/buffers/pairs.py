@@ -1,4 +1,4 @@
-"""The cumulative pair buffer D^(t) of XPO's Algorithm 1, with an offline preference set beside it where there is one."""
+"""The cumulative pair buffer D^(t) of XPO's Algorithm 1."""
 
 import random
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The learner of the DPO family: a policy, its frozen reference, and a loss given as an argument."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,11 @@ class Publisher(Protocol):
 class PairLoss(Protocol):
     """A loss of the family: [B] losses, and the [B] terms they are made of, by metric name."""
 
-    beta: float
-    alpha: float
+    @property
+    def beta(self) -> float: ...
+
+    @property
+    def alpha(self) -> float: ...
 
     def __call__(
         self, logps: PairLogps, ref_is_chosen: Tensor, has_ref: Tensor
@@ -77,7 +81,7 @@ class LearnerConfig:
     optimizer: OptimizerConfig
     dtype: str = "bfloat16"
     attention: str = "eager"
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = 2048
     gradient_checkpointing: bool = False
     probe_ids: tuple[int, ...] = ()
     compare_sampler: bool = True
@@ -96,14 +100,12 @@ class PreferenceLearner:
         self.loss = loss
         self._publisher = publisher
         dtype: torch.dtype = getattr(torch, config.dtype)
+        # In evaluation mode, without dropout: a preference loss is about the policy that is deployed.
         self.policy: Any = load_causal_lm(config.model_path, dtype, config.attention)
         self.reference: Any = load_causal_lm(config.model_path, dtype, config.attention)
         self.reference.requires_grad_(False)
         if config.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable()
-        # Neither has dropout in effect: the log-probabilities of a preference loss are those of the deployed policy.
-        self.policy.eval()
-        self.reference.eval()
         self._optim = MasterAdamW(self.policy, config.optimizer)
         self._version = 0
         self._published_at = 0
@@ -111,9 +113,11 @@ class PreferenceLearner:
 
     def update(self, batch: PairBatch) -> dict[str, float]:
         """One optimiser step on the mean loss of ``batch``."""
+        began = time.perf_counter()
         pairs = batch.pairs
         gaps = self._ensure_reference(pairs)
         total = len(pairs)
+        referenced = time.perf_counter()
         terms: dict[str, list[Tensor]] = {}
         seen: list[tuple[ScoredPair, float, float]] = []
         for chunk in self._micro_batches(pairs):
@@ -129,13 +133,20 @@ class PreferenceLearner:
             self._optim.accumulate()
             self._note(terms, chunk, logps, {"loss/total": loss, **parts})
             seen += zip(chunk, chosen.tolist(), rejected.tolist(), strict=True)
+        computed = time.perf_counter()
         if self._optim.steps == self._published_at:
             gaps += self._sampler_gaps(seen)
         metrics = {name: float(torch.cat(values).mean()) for name, values in terms.items() if values}
         if gaps:
             metrics |= {"mismatch/logp_gap_mean": float(np.mean(gaps)), "mismatch/logp_gap_max": max(gaps)}
         metrics |= {"beta": self.loss.beta, "alpha": self.loss.alpha, "buffer/fresh_fraction": batch.fresh / total}
-        return metrics | self._optim.step()
+        metrics |= self._optim.step()
+        return metrics | {
+            "perf/reference_s_total": referenced - began,
+            "perf/forward_backward_s_total": computed - referenced,
+            "perf/optimizer_s_total": time.perf_counter() - computed,
+            "perf/train_gflop_total": self._gflop(pairs),
+        }
 
     def weights(self) -> WeightUpdate:
         """Publishes the weights, with the probe that the engine must reproduce.
@@ -175,6 +186,19 @@ class PreferenceLearner:
         self._published_at = state["published_at"]
         self._reference_logps = dict(state["reference_logps"])
         torch.set_rng_state(state["rng"])
+
+    def _gflop(self, pairs: Sequence[ScoredPair]) -> float:
+        """Billions of multiplications and additions in the matrix products of a forward and backward pass.
+
+        Six for each weight and token: the decoder's weights on the tokens of a row, the head's on completion tokens.
+        Padding and attention scores are left out, so that a rate computed from it is of useful work.
+        """
+        head: int = self.policy.get_output_embeddings().weight.numel()
+        tied = self.policy.config.tie_word_embeddings
+        embeddings = head if tied else head + self.policy.get_input_embeddings().weight.numel()
+        decoder: int = sum(p.numel() for p in self.policy.parameters()) - embeddings
+        completions = sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)
+        return 6e-9 * (decoder * sum(map(_row_length, pairs)) + head * completions)
 
     def _pack(self, pairs: Sequence[ScoredPair]) -> PackedPairs:
         triples = [(p.prompt_ids, p.chosen.token_ids, p.rejected.token_ids) for p in pairs]

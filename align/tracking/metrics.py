@@ -20,13 +20,13 @@ METRICS: dict[str, str] = {
     "alpha": "weight of XPO's exploration bonus (dimensionless)",
     "loss/total": "the loss that is minimised, mean over pairs (nats)",
     "loss/preference": "-log sigmoid(beta * h), mean over pairs (nats)",
-    "loss/bonus": "XPO's exploration bonus alpha * log pi of the reference sample, mean over pairs (nats)",
+    "loss/bonus": "XPO's bonus alpha * (log pi - log pi_ref) of the reference sample, mean over pairs (nats)",
     "xpo/ref_sample_logp": "log pi of the reference policy's samples, summed over tokens, mean over pairs (nats)",
     "optim/lr": "learning rate of this update (dimensionless)",
     "optim/grad_norm": "norm of the gradient before clipping, mean over updates",
     "optim/grad_norm_max": "largest norm of the gradient before clipping in this step",
-    "mismatch/logp_gap_mean": "|learner - sampler| log-probability of a sampled token, mean over tokens (nats)",
-    "mismatch/logp_gap_max": "|learner - sampler| log-probability of a sampled token, largest (nats)",
+    "mismatch/logp_gap_mean": "|learner - sampler| log-probability of a completion, mean (nats a token)",
+    "mismatch/logp_gap_max": "|learner - sampler| log-probability of a completion, largest (nats a token)",
     # Experience.
     "rollout/completions": "completions collected in this step",
     "rollout/tokens": "tokens generated in this step, end-of-sequence tokens included",
@@ -66,6 +66,11 @@ METRICS: dict[str, str] = {
     "timing_s/other": "wall time of the step that no phase claims (seconds)",
     "timing_s/*": "wall time of one phase in this step (seconds)",
     "perf/elapsed_s": "wall time since the run's first start, without pauses between stop and resume (seconds)",
+    "perf/generate_s": "wall time of sampling from the policy and, where it was due, the reference (seconds)",
+    "perf/reference_s_total": "wall time of reference log-probabilities in this step's updates (seconds)",
+    "perf/forward_backward_s_total": "wall time of forward and backward passes in this step's updates (seconds)",
+    "perf/optimizer_s_total": "wall time of optimiser steps in this step's updates (seconds)",
+    "perf/train_gflop_total": "useful work of this step's forward and backward passes, no padding (10^9 operations)",
     "perf/*": "speed, memory or utilisation of the machine; the unit is the last part of the name",
 }
 

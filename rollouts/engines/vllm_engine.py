@@ -36,8 +36,9 @@ class VLLMEngine:
 
     ``model_path`` is a folder in Hugging Face format (:func:`rollouts.models.resolve`). ``max_context`` in tokens,
     below the model's own limit. ``kv_cache_gib`` (GiB) holds on the CPU, ``gpu_memory_utilization`` (a fraction) on a
-    GPU. ``threads`` are the cores to use, by default all that the process may. ``probe_tolerance`` (nats) is the
-    largest mean difference between engine and learner a token of the probe; bfloat16 alone makes about 0.05.
+    GPU. ``threads`` are the cores to use, by default all that the process may. ``probe_tolerance`` bounds the
+    mean difference between engine and learner on the probe, in nats a token, as a share of 1 + the mean size of the
+    log-probabilities; bfloat16 alone makes about 0.015.
 
     The log-probabilities of samples are those of the distribution that was sampled: after temperature, filters and the
     ban on stop tokens below ``min_new_tokens``; for greedy decoding, at temperature 1.
@@ -56,7 +57,7 @@ class VLLMEngine:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.5,
         enforce_eager: bool = True,
-        probe_tolerance: float = 0.15,
+        probe_tolerance: float = 0.05,
         seed: int = 0,
     ) -> None:
         if max_context < BLOCK + 2:

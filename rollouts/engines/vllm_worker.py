@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
@@ -60,7 +61,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         _load_file(self.model, Path(update_info.path), self._expected)
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
+        _finish(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
@@ -78,7 +79,7 @@ class WorkerExtension:
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
             _load_file(model, Path(path), expected_shapes(Path(folder)))
-            finalize_layerwise_reload(model, self.vllm_config.model_config)  # type: ignore[no-untyped-call]
+            _finish(model, self.vllm_config.model_config)
 
     def polestar_use_cdf_sampler(self) -> None:
         """Draw one uniform number per request and token instead of one exponential per vocabulary entry."""
@@ -93,6 +94,18 @@ def _load_file(model: torch.nn.Module, file: Path, expected: Shapes) -> None:
     model.load_weights(tensors(file))  # type: ignore[operator]
 
 
+def _finish(model: torch.nn.Module, model_config: Any) -> None:
+    """Packs what was loaded, and the output matrix again.
+
+    Where it is tied to the embedding no tensor of the file is its own, so the layer-wise reload leaves it alone; on the
+    CPU its packed copy would keep the old weights for ever.
+    """
+    finalize_layerwise_reload(model, model_config)  # type: ignore[no-untyped-call]
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
+            module.quant_method.process_weights_after_loading(module)
+
+
 def _sample(
     _sampler: torch.nn.Module,
     logits: torch.Tensor,
@@ -102,7 +115,10 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The contract of ``TopKTopPSampler.forward``: token ids [B] and the log-probabilities they were drawn from."""
     logits = apply_top_k_top_p(logits, k, p)
-    uniforms = torch.rand(logits.shape[0], dtype=torch.float64)
+    # Seeded rows must not advance the process's own generator.
+    unseeded = [row for row in range(logits.shape[0]) if row not in generators]
+    uniforms = torch.empty(logits.shape[0], dtype=torch.float64)
+    uniforms[unseeded] = torch.rand(len(unseeded), dtype=torch.float64)
     for row, generator in generators.items():
         uniforms[row] = torch.rand((), dtype=torch.float64, generator=generator)
     return sample_tokens(logits, uniforms), logits.log_softmax(dim=-1, dtype=torch.float32)

@@ -1,0 +1,33 @@
+# `make xpo` is the demonstration, `make test` what CI runs.
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: setup xpo test quick lint bench clean requirements
+
+setup:
+	@./setup.sh
+
+xpo: setup
+	@./recipes/xpo.yaml
+
+test: setup lint
+	@$(PY) -m pytest -q
+
+quick: setup
+	@$(PY) -m pytest -q -m "not slow and not e2e"
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: setup
+	@align bench step recipes/bench/step.yaml
+
+# Pins for the CPU; run where torch==2.13.0+cpu can be found (UV_FIND_LINKS or UV_TORCH_BACKEND=cpu).
+requirements:
+	uv pip compile -q --python-version 3.11 --no-header --no-annotate --no-emit-find-links --extra cpu --extra demo \
+	  --extra serve --extra robot --extra dev pyproject.toml -o requirements/cpu.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
