@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,7 +48,8 @@ class Run:
 
     def __init__(self, recipe: schema.Recipe, source: Path, overrides: list[str], stack: ExitStack) -> None:
         self.recipe, self.stack = recipe, stack
-        self.command = " ".join([str(source), *overrides])
+        self.words = [str(source), *overrides]
+        self.command = shlex.join(self.words)
         self.folder = RunFolder(recipe.run_dir())
         self.folder.open()
         stack.callback(self.folder.close)
@@ -326,12 +328,17 @@ class Run:
                 before=[b for b, _ in both] or None,
                 after=[a for _, a in both] or None,
                 next_steps={
-                    "train longer": f"align run {self.command} schedule.total_steps={2 * total}",
-                    "start from it": f"align run {self.command} model.path={path / 'policy'} run.dir={path}-2",
+                    "train longer": self._command_with({"schedule.total_steps": str(2 * total)}),
+                    "start from it": self._command_with({"model.path": f"{path}/policy", "run.dir": f"{path}-2"}),
                 },
             ),
             terminal_console(self.terminal),
         )
+
+    def _command_with(self, changes: Mapping[str, str]) -> str:
+        """The command of this run with other overrides."""
+        kept = [word for word in self.words if word.split("=", 1)[0] not in changes]
+        return shlex.join(["align", "run", *kept, *(f"{key}={value}" for key, value in changes.items())])
 
 
 def engine_factory(recipe: schema.Recipe, model_path: Path) -> Callable[[], Any]:

@@ -178,7 +178,7 @@ class VerifierReward(Section):
 
 Reward = VerifierReward
 
-Pairing = Literal["reference", "best_worst"]
+Pairing = Literal["reference", "best_worst", "both"]
 Ties = Literal["drop", "random"]
 
 
@@ -188,7 +188,8 @@ class ArgmaxLabel(Section):
     type: Literal["argmax"]
     """The higher score is preferred, always."""
     pairing: Pairing = "reference"
-    """`reference`: a policy sample against the reference policy's (Algorithm 1). `best_worst`: of all of a prompt's."""
+    """`reference`: a policy sample against the reference policy's (Algorithm 1). `best_worst`: of all of a prompt's.
+    `both`: the former, and the policy's best against its worst."""
     ties: Ties = "drop"
     """What becomes of a pair with equal scores."""
 
@@ -201,7 +202,8 @@ class BradleyTerryLabel(Section):
     temperature: float = Field(default=1.0, gt=0)
     """Score difference, in the reward's units, that makes the odds e to 1."""
     pairing: Pairing = "reference"
-    """`reference`: a policy sample against the reference policy's (Algorithm 1). `best_worst`: of all of a prompt's."""
+    """`reference`: a policy sample against the reference policy's (Algorithm 1). `best_worst`: of all of a prompt's.
+    `both`: the former, and the policy's best against its worst."""
     ties: Ties = "drop"
     """What becomes of a pair with equal scores."""
 
@@ -460,13 +462,15 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     needs_reference = [
         name
         for name, needed in (
-            ("label.pairing 'reference'", label.pairing == "reference"),
+            (f"label.pairing '{label.pairing}'", label.pairing != "best_worst"),
             ("learner.loss 'xpo'", recipe.learner.loss.type == "xpo"),
         )
         if needed
     ]
     if needs_reference and rollout.reference_samples < 1:
         yield ("rollout", "reference_samples"), f"must be at least 1 for {' and '.join(needs_reference)}"
+    if label.pairing == "both" and rollout.samples_per_prompt < 2:
+        yield ("rollout", "samples_per_prompt"), "label.pairing 'both' needs two of the policy's completions of a prompt"
     if label.pairing == "best_worst" and rollout.samples_per_prompt + rollout.reference_samples < 2:
         yield ("rollout", "samples_per_prompt"), "label.pairing 'best_worst' needs two completions of a prompt"
     if schedule.offline_steps > schedule.total_steps:

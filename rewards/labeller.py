@@ -18,13 +18,14 @@ class LabelConfig:
     ``sigmoid(difference / temperature)``, the oracle of the XPO paper.
     ``pairing``: ``reference`` sets one policy sample against the reference sample, as in Algorithm 1, and takes that
     policy sample of the group whose score lies farthest from the reference's, since single pairs are mostly ties;
-    ``best_worst`` sets the best of all samples against the worst.
+    ``best_worst`` sets the best of all samples against the worst; ``both`` makes the pair with the reference sample and
+    one of the policy's best against its worst.
     ``ties``: ``drop`` leaves out pairs of equal score, ``random`` lets a coin decide.
     """
 
     label: Literal["argmax", "bradley_terry"] = "argmax"
     temperature: float = 1.0
-    pairing: Literal["reference", "best_worst"] = "reference"
+    pairing: Literal["reference", "best_worst", "both"] = "reference"
     ties: Literal["drop", "random"] = "drop"
     seed: int = 0
 
@@ -36,9 +37,9 @@ class _Candidate:
 
 
 class PairLabeller:
-    """Scores rollouts and makes at most one pair of each; implements :class:`align.protocols.Labeller`.
+    """Scores rollouts and makes a pair of each, two with ``both``; implements :class:`align.protocols.Labeller`.
 
-    Every rollout ends in exactly one of four columns, which add up: ``label/pairs``, ``label/ties``,
+    Every pair that could be ends in exactly one of four columns, which add up: ``label/pairs``, ``label/ties``,
     ``label/identical`` (the two completions are the same tokens) and ``label/failed`` (no two scores).
     """
 
@@ -55,10 +56,11 @@ class PairLabeller:
         for rollout, row in zip(experience, scores, strict=True):
             if len(row) != len(rollout.completions):
                 raise ValueError(f"the scorer gave {len(row)} scores for {len(rollout.completions)} completions")
-            made = self._pair(rollout, row, step, rng)
-            ends[made if isinstance(made, str) else "pairs"] += 1
-            if not isinstance(made, str):
-                pairs.append(made)
+            for candidates in self._candidates(rollout, row):
+                made = self._pair(rollout, candidates, step, rng)
+                ends[made if isinstance(made, str) else "pairs"] += 1
+                if not isinstance(made, str):
+                    pairs.append(made)
         for end, count in ends.items():
             self._ledger[end] += count
         return pairs, {**_reward_metrics(experience, scores), **_label_metrics(ends, pairs)}
@@ -69,13 +71,9 @@ class PairLabeller:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ledger = dict(state["ledger"])
 
-    def _pair(self, rollout: Rollout, row: Sequence[Score], step: int, rng: random.Random) -> ScoredPair | str:
-        scored = [
-            _Candidate(c, s)
-            for c, s in zip(rollout.completions, row, strict=True)
-            if not isinstance(s, ScoreFailure) and math.isfinite(s)
-        ]
-        candidates = self._choose(scored)
+    def _pair(
+        self, rollout: Rollout, candidates: tuple[_Candidate, _Candidate] | None, step: int, rng: random.Random
+    ) -> ScoredPair | str:
         if candidates is None:
             return "failed"
         first, second = candidates
@@ -104,21 +102,39 @@ class PairLabeller:
             return 1 / (1 + math.exp(-difference / self._config.temperature))
         return 0.5 if difference == 0 else float(difference > 0)
 
-    def _choose(self, scored: Sequence[_Candidate]) -> tuple[_Candidate, _Candidate] | None:
-        """The two candidates of the pair; the order says nothing about which is better."""
-        if self._config.pairing == "best_worst":
-            if len(scored) < 2:
-                return None
-            best = max(scored, key=lambda c: c.score)
-            # The policy's samples come first, and the first of equals is taken: its own mistakes teach it most.
-            worst = min((c for c in scored if c is not best), key=lambda c: c.score)
-            return best, worst
+    def _candidates(self, rollout: Rollout, row: Sequence[Score]) -> list[tuple[_Candidate, _Candidate] | None]:
+        """The completions of each pair to make, in an order that says nothing; None where scores are missing."""
+        scored = [
+            _Candidate(c, s)
+            for c, s in zip(rollout.completions, row, strict=True)
+            if not isinstance(s, ScoreFailure) and math.isfinite(s)
+        ]
         references = [c for c in scored if c.completion.origin is Origin.REFERENCE]
         ours = [c for c in scored if c.completion.origin is not Origin.REFERENCE]
-        if not references or not ours:
-            return None
-        reference = references[0]
-        return max(ours, key=lambda c: abs(c.score - reference.score)), reference
+        match self._config.pairing:
+            case "reference":
+                return [_against_reference(ours, references)]
+            case "best_worst":
+                return [_best_and_worst(scored)]
+            case "both":
+                return [_against_reference(ours, references), _best_and_worst(ours)]
+
+
+def _against_reference(
+    ours: Sequence[_Candidate], references: Sequence[_Candidate]
+) -> tuple[_Candidate, _Candidate] | None:
+    if not references or not ours:
+        return None
+    reference = references[0]
+    return max(ours, key=lambda c: abs(c.score - reference.score)), reference
+
+
+def _best_and_worst(scored: Sequence[_Candidate]) -> tuple[_Candidate, _Candidate] | None:
+    if len(scored) < 2:
+        return None
+    best = max(scored, key=lambda c: c.score)
+    # The policy's samples come first, and the first of equals is taken: its own mistakes teach it most.
+    return best, min((c for c in scored if c is not best), key=lambda c: c.score)
 
 
 def _reward_metrics(experience: Sequence[Rollout], scores: Sequence[Sequence[Score]]) -> dict[str, float]:

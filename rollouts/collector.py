@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rollouts.chat import ChatRenderer
 from rollouts.engines.base import Engine, EngineError, Request, Sample, SamplingParams
 from rollouts.plain import completion_from, plain_completion
-from rollouts.prompts import PromptStream
+from rollouts.prompts import PromptError, PromptStream
 from rollouts.types import Completion, Finish, Origin, Prompt, Rollout, WeightUpdate
 
 T = TypeVar("T")
@@ -173,11 +173,11 @@ def to_completion(sample: Sample, renderer: ChatRenderer, origin: Origin, versio
 
 
 def check_lengths(prompts: Sequence[Prompt], renderer: ChatRenderer, params: SamplingParams, max_context: int) -> None:
-    """Raises ``ValueError`` naming the longest prompt when prompt and completion do not fit the context."""
+    """Raises :class:`PromptError` naming the longest prompt when prompt and completion do not fit the context."""
     lengths = [(len(renderer.prompt_ids(p)), p) for p in prompts]
     longest, prompt = max(lengths, key=lambda pair: pair[0])
     if longest + params.max_new_tokens > max_context:
-        raise ValueError(
+        raise PromptError(
             f"prompt {prompt.id!r} has {longest} tokens; with rollout.max_new_tokens={params.max_new_tokens} it needs "
             f"a context of {longest + params.max_new_tokens}: raise rollout.engine.max_context (now {max_context}), or "
             "shorten the prompts"

@@ -4,7 +4,8 @@ A name says where the model comes from:
 
 - a folder with ``config.json`` and safetensors;
 - ``hub:ORG/NAME``, downloaded from the Hugging Face hub once;
-- ``pkg:PACKAGE/FILE.gguf``, weights inside an installed Python package, de-quantised once into a cache.
+- ``pkg:PACKAGE/FILE.gguf``, weights inside an installed Python package, de-quantised once into a cache;
+- ``tiny:SEED``, a random Llama of two layers, made once into the same cache: it knows nothing, for smoke tests.
 """
 
 import difflib
@@ -16,7 +17,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERSION_VERSION = 1  # raise when converted folders must be made anew
-_PREFIXES = ("hub", "pkg")
+_PREFIXES = ("hub", "pkg", "tiny")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
@@ -47,6 +48,8 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
         return _hub(rest)
     if prefix == "pkg":
         return _package(rest, cache_dir or _default_cache())
+    if prefix == "tiny":
+        return _tiny(rest, cache_dir or _default_cache())
     close = difflib.get_close_matches(prefix, _PREFIXES, n=1, cutoff=0.4)
     hint = f"did you mean '{close[0]}:{rest}'?" if close else "use a folder, hub:ORG/NAME or pkg:PACKAGE/FILE.gguf"
     raise ModelError(f"model '{name}': unknown prefix '{prefix}:'; {hint}")
@@ -125,20 +128,38 @@ def _package(rest: str, cache: Path) -> Path:
     file = _package_file(rest, name)
     key = hashlib.sha256(f"{CONVERSION_VERSION}\n{_digest(file)}".encode()).hexdigest()[:16]
     target = cache / f"{file.stem.replace('.', '-')}-{key}"
+    return _made_once(name, target, lambda folder: _convert(file, folder))
+
+
+def _tiny(rest: str, cache: Path) -> Path:
+    from rollouts.tiny import build_tiny_model
+
+    name = f"tiny:{rest}"
+    if not rest.isdecimal():
+        raise ModelError(f"model '{name}': write tiny:SEED with a whole number, such as tiny:0")
+    target = cache / f"tiny-{int(rest)}-v{CONVERSION_VERSION}"
+
+    def build(folder: Path) -> None:
+        build_tiny_model(folder, seed=int(rest))
+
+    return _made_once(name, target, build)
+
+
+def _made_once(name: str, target: Path, make: Callable[[Path], None]) -> Path:
+    """``target``, filled by ``make`` where it is not there yet; a folder in the cache is always whole."""
     if target.is_dir():
         return target
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # The lock spares a second process the conversion; correctness rests on the rename alone.
-        with open(cache / ".lock", "a") as lock:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The lock spares a second process the work; correctness rests on the rename alone.
+        with open(target.parent / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
-                _convert_atomically(file, target)
+                _make_atomically(make, target)
     except ModelError:
         raise
     except Exception as error:
-        message = f"model '{name}': cannot convert {file.name} into {cache}: {_one_line(error)}"
-        raise _disk_or(error, name, message) from error
+        raise _disk_or(error, name, f"model '{name}': cannot be made in {target.parent}: {_one_line(error)}") from error
     return target
 
 
@@ -164,11 +185,10 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _convert_atomically(file: Path, target: Path) -> None:
-    """Converts beside ``target`` and renames, so that a folder in the cache is always whole."""
+def _make_atomically(make: Callable[[Path], None], target: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _convert(file, scratch)
+        make(scratch)
         scratch.chmod(0o755)
         scratch.rename(target)
     finally:

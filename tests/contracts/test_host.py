@@ -314,6 +314,13 @@ def test_a_part_that_fits_nowhere_is_refused(ray_cluster: Cluster) -> None:
         ray_cluster.host(Counter, name="arm", resources=Resources(custom={"robot_arm": 1}))
 
 
+def test_a_local_ray_is_reachable_from_this_machine_only(ray_cluster: Cluster) -> None:
+    family = psutil.Process().children(recursive=True)
+    sockets = [one for process in family for one in process.net_connections("inet")]
+    addresses = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert addresses and addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
 def test_output_of_every_kind_goes_to_the_log(ray_cluster: Cluster, log_dir: Path, capfd: Any) -> None:
     part = ray_cluster.host(Counter, name="speaker", env=ENV)
     part.say()

@@ -32,7 +32,8 @@ class Part:
 cluster = connect("ray", log_dir=Path("logs"))
 part = cluster.host(Part, name="part")
 print("arguments", *sys.argv[1:])
-print("token mode", os.environ["RAY_AUTH_MODE"], "threads", os.environ["OMP_NUM_THREADS"])
+print("token mode", os.environ.get("RAY_AUTH_MODE"), "threads", os.environ.get("OMP_NUM_THREADS"))
+print("joined", not cluster._session.is_local)
 print("part beside driver", part.where() == os.getcwd())
 cluster.close()
 """
@@ -93,7 +94,11 @@ def test_a_bare_recipe_runs_whether_or_not_a_token_lies_about(
         assert "arguments recipes/x.yaml beta=0.2" in done.stdout
         assert "token mode disabled" in done.stdout
         assert "part beside driver True" in done.stdout
+        assert "joined True" in done.stdout
         assert (checkout / "logs" / "part.log").exists(), "the job runs in the checkout itself"
+        joined = shell(sys.executable, "-m", "program", cwd=checkout, HOME=str(home), RAY_ADDRESS=one.address)
+        assert joined.returncode == 0, "a program that is given the head's address joins it: " + joined.stderr
+        assert "joined True" in joined.stdout
         family = head._family(one)
     finally:
         head.down(checkout)

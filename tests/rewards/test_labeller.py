@@ -55,6 +55,14 @@ def test_best_against_worst_of_all() -> None:
     assert made == [("11", "12")]
 
 
+def test_both_makes_the_reference_pair_and_one_of_the_policys_own() -> None:
+    made, metrics = label(
+        [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]], [rollout(0, 10, 11, 12), rollout(1, 20, 21, 22)], pairing="both"
+    )
+    assert made == [("11", "12"), ("11", "10"), ("20", "22")]
+    assert (metrics["label/pairs"], metrics["label/ties"]) == (3, 1)
+
+
 def test_every_rollout_ends_in_one_column() -> None:
     scores: list[list[Score]] = [
         [1.0, 0.0],
