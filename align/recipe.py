@@ -268,7 +268,7 @@ class PreferenceLearner(Section):
     """The objective."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     """AdamW and its learning-rate schedule."""
-    micro_batch_tokens: int = Field(default=2048, gt=0)
+    micro_batch_tokens: int = Field(default=1024, gt=0)
     """Most tokens of one forward and backward pass; memory grows with it, results do not change."""
     attention: Literal["eager", "sdpa"] = "eager"
     """How attention is computed: `eager` is quicker on the CPU for short sequences, `sdpa` needs less memory."""
@@ -470,7 +470,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if needs_reference and rollout.reference_samples < 1:
         yield ("rollout", "reference_samples"), f"must be at least 1 for {' and '.join(needs_reference)}"
     if label.pairing == "both" and rollout.samples_per_prompt < 2:
-        yield ("rollout", "samples_per_prompt"), "label.pairing 'both' needs two of the policy's completions of a prompt"
+        yield ("rollout", "samples_per_prompt"), "label.pairing 'both' needs two samples of the policy"
     if label.pairing == "best_worst" and rollout.samples_per_prompt + rollout.reference_samples < 2:
         yield ("rollout", "samples_per_prompt"), "label.pairing 'best_worst' needs two completions of a prompt"
     if schedule.offline_steps > schedule.total_steps:

@@ -81,7 +81,7 @@ class LearnerConfig:
     optimizer: OptimizerConfig
     dtype: str = "bfloat16"
     attention: str = "eager"
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     gradient_checkpointing: bool = False
     probe_ids: tuple[int, ...] = ()
     compare_sampler: bool = True
