@@ -481,6 +481,8 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     optimizer = recipe.learner.optimizer
     if optimizer.decay != "constant" and optimizer.decay_steps == 0:
         yield ("learner", "optimizer", "decay"), f"'{optimizer.decay}' needs learner.optimizer.decay_steps"
+    if rollout.engine.type == "vllm" and rollout.engine.weight_transfer != "shm" and rollout.engines > 1:
+        yield ("rollout", "engines"), f"weight_transfer '{rollout.engine.weight_transfer}' serves one engine; use 'shm'"
     if schedule.checkpoint_every and schedule.sync_every and schedule.checkpoint_every % schedule.sync_every:
         yield (
             ("schedule", "checkpoint_every"),

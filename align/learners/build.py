@@ -1,10 +1,33 @@
 """From the recipe's learner section to a learner, in whichever process it is to live."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from align import recipe as schema
 from align.learners.optim import OptimizerConfig
+
+
+class Sender(Protocol):
+    """A live transfer to one engine (:class:`rollouts.engines.vllm_weights.LiveSender`)."""
+
+    def offer(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+class LivePublisher:
+    """Offers the policy's own tensors over NCCL or CUDA IPC instead of writing them down."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def publish(self, tensors: Mapping[str, Any], version: int) -> str:
+        """The URI of the transfer; the tensors travel when the engine takes it."""
+        return self._sender.offer()
+
+    def close(self) -> None:
+        self._sender.close()
 
 
 def learner_factory(recipe: schema.Recipe, model_path: Path, probe_ids: tuple[int, ...]) -> Callable[[], object]:
@@ -14,12 +37,22 @@ def learner_factory(recipe: schema.Recipe, model_path: Path, probe_ids: tuple[in
     optimizer = OptimizerConfig(**section.optimizer.model_dump())
     dtype, micro_batch_tokens, attention = recipe.model.dtype, section.micro_batch_tokens, section.attention
     loss, name = section.loss, recipe.name
+    engine = rollout.engine
+    transfer = engine.weight_transfer if engine.type == "vllm" else "shm"
     checkpointing = section.gradient_checkpointing
+
+    def make_publisher(policy: Any) -> Any:
+        if transfer == "shm":
+            from cluster.weights import WeightStore
+
+            return WeightStore(prefix=name)
+        from rollouts.engines.vllm_weights import cuda_sender
+
+        return LivePublisher(cuda_sender(transfer, policy))
 
     def build() -> object:
         from align.learners.preference import DPO, XPO, LearnerConfig, PreferenceLearner
         from align.memory import keep_freed_memory
-        from cluster.weights import WeightStore
 
         keep_freed_memory()
         config = LearnerConfig(
@@ -33,6 +66,6 @@ def learner_factory(recipe: schema.Recipe, model_path: Path, probe_ids: tuple[in
             compare_sampler=plain,
         )
         objective = XPO(loss.beta, loss.alpha, loss.bonus_clip) if loss.type == "xpo" else DPO(loss.beta)
-        return PreferenceLearner(config, objective, WeightStore(prefix=name))
+        return PreferenceLearner(config, objective, make_publisher)
 
     return build

@@ -2,14 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.learners.optim import MasterAdamW, OptimizerConfig
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
@@ -95,17 +95,16 @@ class PreferenceLearner:
     and kept, since the same pairs come back from the buffer.
     """
 
-    def __init__(self, config: LearnerConfig, loss: PairLoss, publisher: Publisher) -> None:
+    def __init__(self, config: LearnerConfig, loss: PairLoss, make_publisher: Callable[[Any], Publisher]) -> None:
         self.config = config
         self.loss = loss
-        self._publisher = publisher
         dtype: torch.dtype = getattr(torch, config.dtype)
         # In evaluation mode, without dropout: a preference loss is about the policy that is deployed.
-        self.policy: Any = load_causal_lm(config.model_path, dtype, config.attention)
-        self.reference: Any = load_causal_lm(config.model_path, dtype, config.attention)
+        self.policy, self.reference = _load(config, dtype), _load(config, dtype)
         self.reference.requires_grad_(False)
         if config.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable()
+        self._publisher = make_publisher(self.policy)
         self._optim = MasterAdamW(self.policy, config.optimizer)
         self._version = 0
         self._published_at = 0
@@ -280,6 +279,11 @@ class PreferenceLearner:
         for name, value in values.items():
             if value.numel():
                 terms.setdefault(name, []).append(value.detach())
+
+
+def _load(config: LearnerConfig, dtype: torch.dtype) -> Any:
+    model: nn.Module = load_causal_lm(config.model_path, dtype, config.attention)
+    return model.cuda() if torch.cuda.is_available() else model
 
 
 def _row_length(pair: ScoredPair) -> int:

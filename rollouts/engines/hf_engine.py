@@ -36,7 +36,7 @@ class HFEngine:
         dtype: str = "float32",
         batch_size: int = 64,
         device: str = "cpu",
-        probe_tolerance: float = 0.25,
+        probe_tolerance: float = 0.05,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
