@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from align.learners.optim import MasterAdamW, OptimizerConfig
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
 from align.losses.preference import dpo_loss, xpo_bonus
+from align.memory import return_freed_memory
 from align.types import PackedPairs, PairBatch, PairLogps
 from rewards.types import ScoredPair
 from rollouts.models import load_causal_lm
@@ -158,6 +159,7 @@ class PreferenceLearner:
         tied = getattr(self.policy, "_tied_weights_keys", None) if self.policy.config.tie_word_embeddings else None
         tensors = {n: p.detach() for n, p in self.policy.state_dict().items() if n not in (tied or ())}
         uri = self._publisher.publish(tensors, self._version)
+        return_freed_memory()
         self._published_at = self._optim.steps
         probe = self.config.probe_ids
         return WeightUpdate(self._version, uri, probe, sequence_logps(self.policy, probe) if probe else ())
