@@ -52,9 +52,7 @@ def learner_factory(recipe: schema.Recipe, model_path: Path, probe_ids: tuple[in
 
     def build() -> object:
         from align.learners.preference import DPO, XPO, LearnerConfig, PreferenceLearner
-        from align.memory import keep_freed_memory
 
-        keep_freed_memory()
         config = LearnerConfig(
             model_path=model_path,
             optimizer=optimizer,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from align.learners.optim import MasterAdamW, OptimizerConfig
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
 from align.losses.preference import dpo_loss, xpo_bonus
-from align.memory import return_freed_memory
 from align.types import PackedPairs, PairBatch, PairLogps
 from rewards.types import ScoredPair
+from rollouts.memory import return_freed_memory
 from rollouts.models import load_causal_lm
 from rollouts.types import Completion, Origin, WeightUpdate
 
@@ -82,7 +82,7 @@ class LearnerConfig:
     optimizer: OptimizerConfig
     dtype: str = "bfloat16"
     attention: str = "eager"
-    micro_batch_tokens: int = 1024
+    micro_batch_tokens: int = 640
     gradient_checkpointing: bool = False
     probe_ids: tuple[int, ...] = ()
     compare_sampler: bool = True

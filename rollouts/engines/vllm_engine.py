@@ -22,6 +22,7 @@ import torch
 from rollouts.engines.base import EngineError, Request, Sample, SamplingParams
 from rollouts.engines.probe import SyncGuard, check_requests, check_sequences, one_line
 from rollouts.engines.vllm_weights import receive_live, register, require_backend
+from rollouts.memory import return_freed_memory
 from rollouts.types import Finish, WeightUpdate
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class VLLMEngine:
             return [[] for _ in requests]
         self._reset_cache()
         outputs = iter(self._run([ids for ids, _ in jobs], [_sampling(params, seed) for _, seed in jobs]))
-        return [[_sample(next(outputs)) for _ in request.seeds] for request in requests]
+        samples = [[_sample(next(outputs)) for _ in request.seeds] for request in requests]
+        return_freed_memory()
+        return samples
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """See :class:`rollouts.engines.base.Engine`."""
