@@ -268,7 +268,7 @@ class PreferenceLearner(Section):
     """The objective."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     """AdamW and its learning-rate schedule."""
-    micro_batch_tokens: int = Field(default=640, gt=0)
+    micro_batch_tokens: int = Field(default=1024, gt=0)
     """Most tokens of one forward and backward pass; memory grows with it, results do not change."""
     attention: Literal["eager", "sdpa"] = "eager"
     """How attention is computed: `eager` is quicker on the CPU for short sequences, `sdpa` needs less memory."""

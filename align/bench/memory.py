@@ -23,7 +23,7 @@ def tree_bytes(root: psutil.Process) -> int:
 class PeakMemory:
     """Samples this process's tree every ``interval_s`` seconds; ``peak_bytes`` is the largest sum seen."""
 
-    def __init__(self, interval_s: float = 0.5) -> None:
+    def __init__(self, interval_s: float = 2.0) -> None:
         self.peak_bytes = 0
         self._interval_s = interval_s
         self._stop = threading.Event()

@@ -16,7 +16,6 @@ from align.losses.logps import pack_pairs, pair_logps, sequence_logps
 from align.losses.preference import dpo_loss, xpo_bonus
 from align.types import PackedPairs, PairBatch, PairLogps
 from rewards.types import ScoredPair
-from rollouts.memory import return_freed_memory
 from rollouts.models import load_causal_lm
 from rollouts.types import Completion, Origin, WeightUpdate
 
@@ -82,7 +81,7 @@ class LearnerConfig:
     optimizer: OptimizerConfig
     dtype: str = "bfloat16"
     attention: str = "eager"
-    micro_batch_tokens: int = 640
+    micro_batch_tokens: int = 1024
     gradient_checkpointing: bool = False
     probe_ids: tuple[int, ...] = ()
     compare_sampler: bool = True
@@ -159,7 +158,6 @@ class PreferenceLearner:
         tied = getattr(self.policy, "_tied_weights_keys", None) if self.policy.config.tie_word_embeddings else None
         tensors = {n: p.detach() for n, p in self.policy.state_dict().items() if n not in (tied or ())}
         uri = self._publisher.publish(tensors, self._version)
-        return_freed_memory()
         self._published_at = self._optim.steps
         probe = self.config.probe_ids
         return WeightUpdate(self._version, uri, probe, sequence_logps(self.policy, probe) if probe else ())
