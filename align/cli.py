@@ -15,7 +15,6 @@ P = ParamSpec("P")
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "recipes" / "recipe.schema.json"
-MAIN_RECIPE = ROOT / "recipes" / "xpo.yaml"
 
 app = typer.Typer(
     name="align",

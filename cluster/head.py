@@ -158,6 +158,7 @@ def _environment() -> dict[str, str]:
     # Ray would hold a job's driver, and with it a loop that runs without actors, to one thread.
     environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     environment.setdefault("RAY_enable_metrics_collection", "0")
+    environment.setdefault("RAY_worker_niceness", "0")  # as for a local Ray: 15 starves parts beside other work
     environment.setdefault("RAY_prestart_worker_first_driver", "0")
     environment.setdefault("RAY_enable_worker_prestart", "0")
     environment.pop("RAY_ADDRESS", None)  # where this shell submits jobs to; in the head it would mean another cluster

@@ -24,6 +24,7 @@ _QUIET: Mapping[str, str] = {
 _OPEN_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Only for a Ray of our own: idle workers cannot serve parts that bring environment variables, they only take memory.
 _SMALL: Mapping[str, str] = {
+    "RAY_worker_niceness": "0",  # 15 by default: beside anything else that computes, the parts would starve
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
     # Unset, a local Ray writes ~/.ray/auth_token, and later heads then demand a token that clients do not send.

@@ -1,10 +1,15 @@
 """Fixtures shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import build_tiny_model
+
+# A shell starts background jobs with SIGINT ignored, and their children inherit it: Ctrl-C could not be tested there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

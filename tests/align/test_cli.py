@@ -117,18 +117,19 @@ def test_wrong_words_exit_2_with_the_usage(words: list[str], capsys: pytest.Capt
     assert "Usage: align" in capsys.readouterr().err
 
 
-def test_bench_step_measures_the_main_recipe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[Recipe] = []
+def test_bench_step_measures_its_own_recipe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[Recipe, list[str]]] = []
 
-    def measure(recipe: Recipe) -> int:
-        measured.append(recipe)
+    def measure(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+        measured.append((recipe, overrides))
         return 0
 
     plant(monkeypatch, "align.bench", {})
     plant(monkeypatch, "align.bench.step", {"main": measure})
     assert main(["bench", "step"]) == 0
     assert main(["bench", "step", XPO, "seed=4"]) == 0
-    assert measured == [load(XPO), load(XPO, ["seed=4"])]
+    bench = Path(XPO).parent / "bench" / "step.yaml"
+    assert measured == [(load(bench), []), (load(XPO, ["seed=4"]), ["seed=4"])]
 
 
 class HeadError(Exception):
