@@ -39,6 +39,7 @@ echo "setup.sh: installing polestar[$extras] into .venv (the first time this dow
 "${uv[@]}" venv -q --allow-existing --python "$python" .venv
 .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || fail "Python 3.11 or newer is needed, .venv has $(.venv/bin/python -V): set PYTHON=python3.11 and remove .venv"
-"${uv[@]}" pip install -q --python .venv "${pins[@]}" -e ".[$extras]"
+# Compiled once here instead of at every start: libraries of this size take half a minute to import otherwise.
+"${uv[@]}" pip install -q --compile-bytecode --python .venv "${pins[@]}" -e ".[$extras]"
 .venv/bin/python -c 'import ray, torch, transformers, trl; print("setup.sh: ready, torch", torch.__version__)'
 printf '%s' "$want" | sha256sum > "$stamp"

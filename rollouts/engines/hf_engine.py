@@ -23,9 +23,9 @@ class HFEngine:
     """:class:`rollouts.engines.base.Engine` on a transformers causal language model.
 
     ``model_path`` is a folder in Hugging Face format. ``batch_size`` samples are drawn at a time. ``max_context`` in
-    tokens; ``probe_tolerance`` in nats. Log-probabilities are those of the distribution that was
-    sampled; for greedy decoding, at temperature 1. From the same seeds this engine and the vLLM engine draw the same
-    tokens, up to the rounding of their logits.
+    tokens; ``probe_tolerance`` as in :class:`rollouts.engines.vllm_engine.VLLMEngine`. Log-probabilities are those of
+    the distribution that was sampled; for greedy decoding, at temperature 1. From the same seeds this engine and the
+    vLLM engine draw the same tokens, up to the rounding of their logits.
     """
 
     def __init__(
