@@ -74,7 +74,7 @@ def _command(function: Callable[P, int]) -> Callable[P, None]:
 @_command
 def run_command(recipe: RecipePath, overrides: Overrides = None) -> int:
     """Run a recipe, or continue it where its run folder stands."""
-    from align.recipe_load import load
+    from align.recipe.load import load
 
     resolved = load(recipe, overrides or [])
     from align.build import run_recipe
@@ -86,7 +86,7 @@ def run_command(recipe: RecipePath, overrides: Overrides = None) -> int:
 @_command
 def check_command(recipe: RecipePath, overrides: Overrides = None) -> int:
     """Validate a recipe: every mistake at once, with file and line."""
-    from align.recipe_load import load
+    from align.recipe.load import load
 
     print(f"OK {load(recipe, overrides or []).name} ({recipe})")
     return 0
@@ -96,7 +96,7 @@ def check_command(recipe: RecipePath, overrides: Overrides = None) -> int:
 @_command
 def config_command(recipe: RecipePath, overrides: Overrides = None) -> int:
     """Print a recipe with every default written out."""
-    from align.recipe_load import dump_resolved, load
+    from align.recipe.load import dump_resolved, load
 
     print(dump_resolved(load(recipe, overrides or [])), end="")
     return 0
@@ -171,7 +171,7 @@ def bench_step(
     overrides: Overrides = None,
 ) -> int:
     """Measure the phases of one training step."""
-    from align.recipe_load import load
+    from align.recipe.load import load
 
     resolved = load(recipe, overrides or [])
     from align.bench.step import main as measure

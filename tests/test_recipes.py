@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.recipe import schema_text
-from align.recipe_load import dump_resolved, load
+from align.recipe.load import dump_resolved, load
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "recipes" / "recipe.schema.json"

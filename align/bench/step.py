@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from align.bench.memory import PeakMemory
-from align.build import Run, commit
+from align.build.preference import PreferenceRun
+from align.build.session import Session, commit
 from align.checkpoint import write_atomically
 from align.errors import UserError
-from align.recipe import Recipe
+from align.recipe import PreferenceRecipe
 from align.tracking.jsonl import METRICS_FILE, read_metrics
 
 WARM_UP_STEPS = 1
 GEMM_SIZE = 2048
 
 
-def main(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+def main(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
     """Runs the recipe in a temporary folder and prints its phases, medians over the steps after the first."""
     if recipe.schedule.total_steps <= WARM_UP_STEPS:
         raise UserError("the first step is warm-up and is left out: set schedule.total_steps to 2 or more")
     with tempfile.TemporaryDirectory(prefix="polestar-bench-") as folder, ExitStack() as stack:
         moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": folder + "/run"})})
         memory = stack.enter_context(PeakMemory())
-        run = Run(moved, source, overrides, stack)
+        run = PreferenceRun(moved, Session(moved, source, overrides, stack))
         run.prepare()
         gemm = [run.cluster.apply(run.learner, gemm_gflop_per_s, recipe.model.dtype)]
         run.execute()

@@ -30,7 +30,9 @@ class LivePublisher:
         self._sender.close()
 
 
-def learner_factory(recipe: schema.Recipe, model_path: Path, probe_ids: tuple[int, ...]) -> Callable[[], object]:
+def learner_factory(
+    recipe: schema.PreferenceRecipe, model_path: Path, probe_ids: tuple[int, ...]
+) -> Callable[[], object]:
     """What builds the learner, with a weight store of its own beside it."""
     section, rollout = recipe.learner, recipe.rollout
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k == 0 and rollout.min_new_tokens == 0

@@ -12,13 +12,13 @@ import pytest
 
 from align.cli import main
 from align.errors import UserError
-from align.recipe import Recipe, schema_text
-from align.recipe_load import load
+from align.recipe import PreferenceRecipe, schema_text
+from align.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 XPO = str(ROOT / "recipes" / "xpo.yaml")
 
-Run = Callable[[Recipe, Path, list[str]], int]
+Run = Callable[[PreferenceRecipe, Path, list[str]], int]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str, members: Mapping[str, object]) -> None:
@@ -70,9 +70,9 @@ def test_schema_goes_to_the_terminal_or_to_a_file(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("words", [["run", XPO], [XPO]])
 def test_both_doors_run_the_recipe(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Recipe, Path, list[str]]] = []
+    calls: list[tuple[PreferenceRecipe, Path, list[str]]] = []
 
-    def run(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+    def run(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         calls.append((recipe, source, overrides))
         return 7
 
@@ -85,7 +85,7 @@ def test_both_doors_run_the_recipe(words: list[str], monkeypatch: pytest.MonkeyP
 def test_errors_of_a_run_that_the_user_can_mend_exit_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+    def run(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         raise UserError("first line", "second line")
 
     plant_run(monkeypatch, run)
@@ -94,7 +94,7 @@ def test_errors_of_a_run_that_the_user_can_mend_exit_2(
 
 
 def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+    def run(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         raise KeyboardInterrupt
 
     plant_run(monkeypatch, run)
@@ -103,7 +103,7 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+    def run(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         raise ZeroDivisionError
 
     plant_run(monkeypatch, run)
@@ -118,9 +118,9 @@ def test_wrong_words_exit_2_with_the_usage(words: list[str], capsys: pytest.Capt
 
 
 def test_bench_step_measures_its_own_recipe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[tuple[Recipe, list[str]]] = []
+    measured: list[tuple[PreferenceRecipe, list[str]]] = []
 
-    def measure(recipe: Recipe, source: Path, overrides: list[str]) -> int:
+    def measure(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         measured.append((recipe, overrides))
         return 0
 

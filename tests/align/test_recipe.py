@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from align.errors import UserError
-from align.recipe import PreferenceLearner, RayCluster, Recipe, VLLMEngine, XPOLoss
-from align.recipe_explain import did_you_mean
-from align.recipe_load import dump_resolved, load
+from align.recipe import PreferenceRecipe
+from align.recipe.explain import did_you_mean
+from align.recipe.learning import PreferenceLearner, XPOLoss
+from align.recipe.load import dump_resolved, load
+from align.recipe.rollout import VLLMEngine
+from align.recipe.running import RayCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 XPO = ROOT / "recipes" / "xpo.yaml"
@@ -92,7 +95,7 @@ def test_a_recipe_cannot_be_changed() -> None:
         load(XPO).seed = 1
 
 
-def models(annotation: Any = Recipe) -> Iterator[type[BaseModel]]:
+def models(annotation: Any = PreferenceRecipe) -> Iterator[type[BaseModel]]:
     for part in (annotation, *get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
             yield part
@@ -121,7 +124,7 @@ def test_numbers_in_scientific_notation_are_numbers(recipe_file: Path, written: 
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:
     code = (
-        "import sys, align.recipe, align.recipe_load, align.cli; align.recipe_load.load(sys.argv[1]);"
+        "import sys, align.recipe, align.recipe.load, align.cli; align.recipe.load.load(sys.argv[1]);"
         "print(*{'torch', 'ray', 'vllm', 'transformers', 'wandb', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, XPO], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -359,7 +362,7 @@ def test_any_recipe_survives_being_written_out(
     data = load(XPO).model_dump(mode="json")
     data["learner"]["optimizer"]["lr"], data["seed"], data["model"]["path"] = lr, seed, path
     data["tracking"]["wandb"]["tags"] = tags
-    recipe = Recipe.model_validate(data)
+    recipe = PreferenceRecipe.model_validate(data)
     written = tmp_path_factory.mktemp("recipe") / "resolved.yaml"
     written.write_text(dump_resolved(recipe), encoding="utf-8")
     assert load(written) == recipe

