@@ -2,32 +2,44 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
+from rewards.contests import Contest, Label, Missed, PairLedger, Ties, sigmoid
 from rewards.types import Score, ScoredPair, ScoreFailure, Scorer
 from rollouts.types import Completion, Origin, Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class LabelConfig:
-    """How pairs are made.
+    """How pairs are made of scores.
 
     ``label``: ``argmax`` prefers the higher score; ``bradley_terry`` draws the winner with probability
-    ``sigmoid(difference / temperature)``, the oracle of the XPO paper.
+    ``sigmoid(difference / temperature)``, the oracle of the XPO paper; ``soft`` prefers the higher score and gives the
+    loss that probability. More in :data:`rewards.contests.Label`.
     ``pairing``: ``reference`` sets one policy sample against the reference sample, as in Algorithm 1, and takes that
     policy sample of the group whose score lies farthest from the reference's, since single pairs are mostly ties;
     ``best_worst`` sets the best of all samples against the worst; ``both`` makes the pair with the reference sample and
     one of the policy's best against its worst.
-    ``ties``: ``drop`` leaves out pairs of equal score, ``random`` lets a coin decide.
+    ``ties``: ``drop`` leaves out pairs of equal score, ``random`` lets a coin decide. Scores are equal when they differ
+    by at most ``tie_tolerance`` (units of the reward).
+
+    Raises ``ValueError`` when ``temperature`` is not above 0 or ``tie_tolerance`` is below 0.
     """
 
-    label: Literal["argmax", "bradley_terry"] = "argmax"
+    label: Label = "argmax"
     temperature: float = 1.0
     pairing: Literal["reference", "best_worst", "both"] = "reference"
-    ties: Literal["drop", "random"] = "drop"
+    ties: Ties = "drop"
     seed: int = 0
+    tie_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not self.tie_tolerance >= 0:
+            raise ValueError(f"tie_tolerance must be at least 0, got {self.tie_tolerance}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,76 +51,49 @@ class _Candidate:
 class PairLabeller:
     """Scores rollouts and makes a pair of each, two with ``both``; implements :class:`align.protocols.Labeller`.
 
-    Every pair that could be ends in exactly one of four columns, which add up: ``label/pairs``, ``label/ties``,
-    ``label/identical`` (the two completions are the same tokens) and ``label/failed`` (no two scores).
+    Every pair that could be is accounted for: :class:`rewards.contests.PairLedger`.
     """
 
     def __init__(self, scorer: Scorer, config: LabelConfig) -> None:
         self._scorer = scorer
         self._config = config
-        self._ledger: dict[str, int] = {"pairs": 0, "ties": 0, "identical": 0, "failed": 0}
+        self._ledger = PairLedger(config.label, config.ties)
 
     def label(self, experience: Sequence[Rollout], step: int) -> tuple[list[ScoredPair], dict[str, float]]:
         scores = self._scorer.score(experience)
-        rng = random.Random(f"{self._config.seed}:{step}")
-        pairs: list[ScoredPair] = []
-        ends = dict.fromkeys(self._ledger, 0)
+        contests: list[Contest | Missed] = []
         for rollout, row in zip(experience, scores, strict=True):
             if len(row) != len(rollout.completions):
                 raise ValueError(f"the scorer gave {len(row)} scores for {len(rollout.completions)} completions")
-            for candidates in self._candidates(rollout, row):
-                made = self._pair(rollout, candidates, step, rng)
-                ends[made if isinstance(made, str) else "pairs"] += 1
-                if not isinstance(made, str):
-                    pairs.append(made)
-        for end, count in ends.items():
-            self._ledger[end] += count
-        return pairs, {**_reward_metrics(experience, scores), **_label_metrics(ends, pairs)}
+            contests += [self._contest(rollout, candidates) for candidates in self._candidates(rollout, row)]
+        pairs, metrics = self._ledger.settle(contests, step, random.Random(f"{self._config.seed}:{step}"))
+        return pairs, {**_reward_metrics(experience, scores), **metrics}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ledger": dict(self._ledger)}
+        return self._ledger.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._ledger = dict(state["ledger"])
+        self._ledger.load_state_dict(state)
 
-    def _pair(
-        self, rollout: Rollout, candidates: tuple[_Candidate, _Candidate] | None, step: int, rng: random.Random
-    ) -> ScoredPair | str:
+    def _contest(self, rollout: Rollout, candidates: tuple[_Candidate, _Candidate] | None) -> Contest | Missed:
         if candidates is None:
             return "failed"
         first, second = candidates
         if first.completion.token_ids == second.completion.token_ids:
             return "identical"
-        difference = first.score - second.score
-        if difference == 0 and self._config.ties == "drop":
-            return "ties"
-        probability = self._probability(difference)
-        if rng.random() >= probability:
-            first, second, probability = second, first, 1 - probability
-        soft = self._config.label == "bradley_terry"
-        return ScoredPair(
-            prompt=rollout.prompt,
-            prompt_ids=rollout.prompt_ids,
-            chosen=first.completion,
-            rejected=second.completion,
-            margin=first.score - second.score,
-            probability=probability if soft else 1.0,
-            step=step,
+        margin = first.score - second.score
+        return Contest(
+            rollout=rollout,
+            first=first.completion,
+            second=second.completion,
+            margin=margin,
+            probability=sigmoid(margin / self._config.temperature),
+            tied=abs(margin) <= self._config.tie_tolerance,
         )
-
-    def _probability(self, difference: float) -> float:
-        """That the first of two wins."""
-        if self._config.label == "bradley_terry":
-            return 1 / (1 + math.exp(-difference / self._config.temperature))
-        return 0.5 if difference == 0 else float(difference > 0)
 
     def _candidates(self, rollout: Rollout, row: Sequence[Score]) -> list[tuple[_Candidate, _Candidate] | None]:
         """The completions of each pair to make, in an order that says nothing; None where scores are missing."""
-        scored = [
-            _Candidate(c, s)
-            for c, s in zip(rollout.completions, row, strict=True)
-            if not isinstance(s, ScoreFailure) and math.isfinite(s)
-        ]
+        scored = [_Candidate(c, s) for c, s in zip(rollout.completions, row, strict=True) if _is_number(s)]
         references = [c for c in scored if c.completion.origin is Origin.REFERENCE]
         ours = [c for c in scored if c.completion.origin is not Origin.REFERENCE]
         match self._config.pairing:
@@ -133,8 +118,13 @@ def _best_and_worst(scored: Sequence[_Candidate]) -> tuple[_Candidate, _Candidat
     if len(scored) < 2:
         return None
     best = max(scored, key=lambda c: c.score)
-    # The policy's samples come first, and the first of equals is taken: its own mistakes teach it most.
+    # The policy's samples come first, and the first of equals is taken: its own mistakes teach it most. That decides
+    # who takes part, never who wins: the winner goes by the scores, and among equals by a coin.
     return best, min((c for c in scored if c is not best), key=lambda c: c.score)
+
+
+def _is_number(score: Score) -> TypeGuard[float]:
+    return not isinstance(score, ScoreFailure) and math.isfinite(score)
 
 
 def _reward_metrics(experience: Sequence[Rollout], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
@@ -143,7 +133,7 @@ def _reward_metrics(experience: Sequence[Rollout], scores: Sequence[Sequence[Sco
     theirs: list[float] = []
     spreads: list[float] = []
     for rollout, row in zip(experience, scores, strict=True):
-        numbers = [(c.origin, s) for c, s in zip(rollout.completions, row, strict=True) if isinstance(s, float)]
+        numbers = [(c.origin, s) for c, s in zip(rollout.completions, row, strict=True) if _is_number(s)]
         group = [s for origin, s in numbers if origin is not Origin.REFERENCE]
         ours += group
         theirs += [s for origin, s in numbers if origin is Origin.REFERENCE]
@@ -157,11 +147,4 @@ def _reward_metrics(experience: Sequence[Rollout], scores: Sequence[Sequence[Sco
         metrics["reward/frac_zero_std"] = sum(s == 0 for s in spreads) / len(spreads)
     if theirs:
         metrics["reward/reference_mean"] = sum(theirs) / len(theirs)
-    return metrics
-
-
-def _label_metrics(ends: Mapping[str, int], pairs: Sequence[ScoredPair]) -> dict[str, float]:
-    metrics: dict[str, float] = {f"label/{end}": count for end, count in ends.items()}
-    if pairs:
-        metrics["label/margin"] = sum(p.margin for p in pairs) / len(pairs)
     return metrics

@@ -31,8 +31,19 @@ class Scorer(Protocol):
 class ScoredPair:
     """Two completions of one prompt, the preferred one first.
 
-    ``margin`` is the score of ``chosen`` minus the score of ``rejected``; it can be negative where the label was
-    sampled. ``probability`` is the labeller's probability that ``chosen`` is the better one (1 for hard labels).
+    ``margin`` is the score of ``chosen`` minus the score of ``rejected`` (units of the reward; log-odds in nats where a
+    judge compared them). It can be negative where a draw or a coin chose.
+
+    Two probabilities that must not be mixed up:
+
+    - ``probability`` is what the labeller believes: that ``chosen`` is the better one. 1 under ``argmax``, the model's
+      own under ``bradley_terry`` (below 1/2 where the less likely side was drawn) and ``soft``, 1/2 where a coin broke
+      a tie. It is for people and metrics; no loss reads it.
+    - ``target`` is what the loss fits: the probability it is to give ``chosen``, one minus cDPO's label smoothing. 1
+      wherever the label is hard: ``argmax``, a data set, and ``bradley_terry`` too, whose draw already holds the
+      uncertainty (arXiv 2405.21046, Algorithm 1; smoothing it too would count the noise twice). Only under
+      ``soft`` it equals ``probability``, and is then at least 1/2.
+
     ``step`` is the loop step that made the pair.
     """
 
@@ -43,3 +54,4 @@ class ScoredPair:
     margin: float
     probability: float
     step: int
+    target: float = 1.0

@@ -4,12 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny import build_tiny_model
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit it: Ctrl-C could not be tested there.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine stalls any example for longer than hypothesis's default deadline.
+settings.register_profile("polestar", deadline=None)
+settings.load_profile("polestar")
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,7 @@ def _plain_pair(pair: ScoredPair) -> dict[str, Any]:
         "margin": pair.margin,
         "probability": pair.probability,
         "step": pair.step,
+        "target": pair.target,
     }
 
 
@@ -90,4 +91,6 @@ def _pair_from(plain: dict[str, Any], prompts: dict[str, Prompt]) -> ScoredPair:
         margin=plain["margin"],
         probability=plain["probability"],
         step=plain["step"],
+        # Checkpoints from before soft labels hold hard ones only.
+        target=plain.get("target", 1.0),
     )

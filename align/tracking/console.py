@@ -249,7 +249,7 @@ class ConsoleSink:
             cells = [
                 Text(self._safe(cut(clean(row.prompt), 120))),
                 Text(self._safe(cut(clean(row.completion), 180))),
-                Text("failed" if row.reward is None else count(row.reward)),
+                Text("none" if row.reward is None else count(row.reward)),
                 Text(row.origin, style="dim"),
                 Text(self._safe(row.verdict or NONE), style=VERDICT_STYLE.get(row.verdict, "dim")),
             ]
@@ -299,6 +299,6 @@ def _accuracy(metrics: Metrics) -> str:
 
 
 def _sample_line(row: SampleRow) -> str:
-    reward = "failed" if row.reward is None else count(row.reward)
+    reward = "none" if row.reward is None else count(row.reward)
     what = " ".join(part for part in (row.origin, row.verdict) if part)
     return f"{what}, reward {reward}: {cut(clean(row.prompt), 120)} => {cut(clean(row.completion), 180)}"

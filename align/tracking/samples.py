@@ -11,7 +11,10 @@ from rollouts.types import Rollout
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One completion. ``reward`` is ``None`` where scoring failed; ``verdict`` is chosen, rejected or empty."""
+    """One completion. ``verdict`` is chosen, rejected or empty.
+
+    ``reward`` is ``None`` where there is no score: scoring failed, or a judge compared completions without scoring any.
+    """
 
     prompt: str
     completion: str
@@ -24,26 +27,29 @@ class SampleRow:
 
 
 def sample_rows(
-    rollouts: Sequence[Rollout], scores: Sequence[Sequence[Score]], pairs: Sequence[ScoredPair], limit: int
+    rollouts: Sequence[Rollout], scores: Sequence[Sequence[Score]] | None, pairs: Sequence[ScoredPair], limit: int
 ) -> list[SampleRow]:
     """The completions of the first ``limit`` rollouts; ``scores[i][g]`` belongs to ``rollouts[i].completions[g]``.
 
-    Only the last message of a prompt is kept: it is the question, what stands before it is the same for all.
+    ``scores`` is ``None`` where a judge made the pairs. Only the last message of a prompt is kept: it is the
+    question, what stands before it is the same for all.
     """
+    rows: Sequence[Sequence[Score | None]]
+    rows = [[None] * len(rollout.completions) for rollout in rollouts] if scores is None else scores
     # Completions are matched as objects, not by value: two equal samples of one prompt need not share a verdict.
     verdicts = {id(pair.chosen): "chosen" for pair in pairs} | {id(pair.rejected): "rejected" for pair in pairs}
     return [
         SampleRow(
             prompt=rollout.prompt.messages[-1].content if rollout.prompt.messages else "",
             completion=completion.text,
-            reward=None if isinstance(score, ScoreFailure) else float(score),
+            reward=None if score is None or isinstance(score, ScoreFailure) else float(score),
             origin=str(completion.origin),
             verdict=verdicts.get(id(completion), ""),
             tokens=len(completion.token_ids),
             finish=str(completion.finish),
             policy_version=completion.policy_version,
         )
-        for rollout, row in zip(rollouts[:limit], scores[:limit], strict=True)
+        for rollout, row in zip(rollouts[:limit], rows[:limit], strict=True)
         for completion, score in zip(rollout.completions, row, strict=True)
     ]
 
@@ -74,14 +80,14 @@ class PairLabeller(Protocol):
 class WatchedLabeller:
     """Labels as ``labeller`` does, and shows the samples of ``limit`` prompts to ``observe``.
 
-    That happens at step 1 and every ``every`` steps; 0 is never. ``scorer`` is the one that ``labeller`` scores with.
-    The state is the inner labeller's own.
+    That happens at step 1 and every ``every`` steps; 0 is never. ``scorer`` is the one that ``labeller`` scores with,
+    or ``None`` where it asks a judge: rows then have a verdict and no reward. The state is the inner labeller's own.
     """
 
     def __init__(
         self,
         labeller: PairLabeller,
-        scorer: WatchedScorer,
+        scorer: WatchedScorer | None,
         observe: Callable[[Sequence[SampleRow]], None],
         every: int,
         limit: int = 4,
@@ -92,7 +98,8 @@ class WatchedLabeller:
     def label(self, experience: Sequence[Rollout], step: int) -> tuple[Sequence[ScoredPair], Metrics]:
         pairs, metrics = self._labeller.label(experience, step)
         if self._every > 0 and (step == 1 or step % self._every == 0):
-            self._observe(sample_rows(*self._scorer.last, pairs, self._limit))
+            rollouts, scores = (experience, None) if self._scorer is None else self._scorer.last
+            self._observe(sample_rows(rollouts, scores, pairs, self._limit))
         return pairs, metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.labeller import LabelConfig, PairLabeller
-from rewards.types import Score, ScoreFailure
+from rewards.types import Score, ScoredPair, ScoreFailure
 from rollouts.types import Completion, Finish, Message, Origin, Prompt, Rollout
 
 
@@ -78,11 +79,34 @@ def test_every_rollout_ends_in_one_column() -> None:
     assert ends == {"pairs": 1, "ties": 1, "identical": 1, "failed": 2}
 
 
-def test_ties_broken_at_random_favour_no_side() -> None:
-    rollouts = [rollout(i, 10, 11) for i in range(400)]
-    made, metrics = label([[0.5, 0.5]] * 400, rollouts, ties="random")
-    assert metrics["label/pairs"] == 400
-    assert 140 < sum(pair == ("10", "11") for pair in made) < 260  # 6 standard deviations
+@pytest.mark.parametrize("kind", ["argmax", "bradley_terry", "soft"])
+@pytest.mark.parametrize("pairing", ["reference", "best_worst", "both"])
+def test_ties_are_won_by_either_side_half_of_the_time(kind: str, pairing: str) -> None:
+    tied = rollout(0, 10, 11, 12)
+    wins = coins = 0
+    for seed in range(1000):
+        made, metrics = label([[0.5, 0.5, 0.5]], [tied], label=kind, pairing=pairing, ties="random", seed=seed)
+        assert metrics["label/tie_rate"] == 1
+        wins += sum(chosen == "10" for chosen, _ in made)
+        coins += len(made)
+    # "10" is a policy sample, and stands in every pair. Its wins are binomial(coins, 1/2): 5 standard deviations.
+    assert coins == (2000 if pairing == "both" else 1000)
+    assert abs(wins - coins / 2) < 5 * math.sqrt(coins) / 2
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0]), min_size=2, max_size=2),
+    st.sampled_from(["argmax", "bradley_terry", "soft"]),
+    st.integers(0, 99),
+)
+def test_where_a_sample_comes_from_never_decides_who_wins(scores: list[float], kind: str, seed: int) -> None:
+    config = {"label": kind, "pairing": "best_worst", "ties": "random", "seed": seed}
+    row: list[Score] = [*scores]
+    made = [label([row], [rollout(0, 10, 11, origins=marks)], **config)[0] for marks in ("pr", "rp", "pp")]
+    assert made[0] == made[1] == made[2]
+    if kind != "bradley_terry" and scores[0] != scores[1]:
+        turned, _ = label([row[::-1]], [rollout(0, 11, 10)], **config)
+        assert turned == made[0]
 
 
 def test_bradley_terry_wins_as_often_as_it_says() -> None:
@@ -92,12 +116,87 @@ def test_bradley_terry_wins_as_often_as_it_says() -> None:
     assert wins == pytest.approx(1 / (1 + math.exp(-0.5)), abs=0.05)
 
 
-def test_bradley_terry_reports_its_probability_and_argmax_is_certain() -> None:
-    soft, _ = PairLabeller(Table([[1.0, 0.0]]), LabelConfig(label="bradley_terry")).label([rollout(0, 10, 11)], 1)
-    expected = 1 / (1 + math.exp(-1.0))
-    assert soft[0].probability == pytest.approx(expected if soft[0].margin > 0 else 1 - expected)
-    hard, _ = PairLabeller(Table([[1.0, 0.0]]), LabelConfig()).label([rollout(0, 10, 11)], 1)
-    assert hard[0].probability == 1.0
+def pairs_of(first: float, second: float, **config: Any) -> list[ScoredPair]:
+    return PairLabeller(Table([[first, second]]), LabelConfig(**config)).label([rollout(0, 10, 11)], 1)[0]
+
+
+def test_a_drawn_label_is_hard_and_tells_its_probability() -> None:
+    # sigmoid((2 - 0) / 2) = 1 / (1 + e^-1)
+    better = 1 / (1 + math.exp(-1.0))
+    drawn = [pairs_of(2.0, 0.0, label="bradley_terry", temperature=2.0, seed=seed)[0] for seed in range(40)]
+    seen = {(p.chosen.text, p.margin, round(p.probability, 12), p.target) for p in drawn}
+    assert seen == {("10", 2.0, round(better, 12), 1.0), ("11", -2.0, round(1 - better, 12), 1.0)}
+
+
+@pytest.mark.parametrize(("first", "second", "winner"), [(2.0, 0.0, "10"), (0.0, 2.0, "11")])
+def test_a_soft_label_chooses_the_more_probable_side_and_gives_the_loss_its_probability(
+    first: float, second: float, winner: str
+) -> None:
+    [pair] = pairs_of(first, second, label="soft", temperature=2.0)
+    assert (pair.chosen.text, pair.margin) == (winner, 2.0)
+    assert pair.probability == pair.target == pytest.approx(1 / (1 + math.exp(-1.0)))
+
+
+def test_an_argmax_label_is_certain_and_a_coin_is_not() -> None:
+    [hard] = pairs_of(1.0, 0.0)
+    assert (hard.probability, hard.target) == (1.0, 1.0)
+    # The coin's result is a hard label, except for soft, where both sides weigh the same in the loss.
+    for kind, target in (("argmax", 1.0), ("bradley_terry", 1.0), ("soft", 0.5)):
+        [coin] = pairs_of(1.0, 1.0, ties="random", label=kind)
+        assert (coin.probability, coin.target, coin.margin) == (0.5, target, 0.0)
+
+
+@given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.floats(1e-3, 1e3))
+def test_soft_targets_stay_between_a_half_and_one(first: float, second: float, temperature: float) -> None:
+    [pair] = pairs_of(first, second, label="soft", temperature=temperature, ties="random")
+    assert 0.5 <= pair.target <= 1
+    assert pair.margin == abs(first - second)
+
+
+def test_scores_within_the_tolerance_are_a_tie() -> None:
+    assert [len(pairs_of(0.5, 0.75, tie_tolerance=t)) for t in (0.0, 0.125, 0.25, 0.5)] == [1, 1, 0, 0]
+    # The coin ignores a difference that does not count: both sides win, and neither is more probable.
+    coins = [pairs_of(0.5, 0.75, tie_tolerance=0.25, ties="random", label="soft", seed=s)[0] for s in range(40)]
+    assert {(p.chosen.text, p.target) for p in coins} == {("10", 0.5), ("11", 0.5)}
+
+
+@pytest.mark.parametrize("ties", ["drop", "random"])
+def test_the_tie_rate_counts_ties_among_judged_pairs_whatever_becomes_of_them(ties: str) -> None:
+    scores: list[list[Score]] = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [math.nan, 1.0]]
+    rollouts = [*(rollout(i, 10, 11) for i in range(4)), rollout(4, 10, 10), rollout(5, 10, 11)]
+    made, metrics = label(scores, rollouts, ties=ties)
+    # Four pairs can be judged, two of them are ties; one is identical and one has a score missing.
+    assert metrics["label/tie_rate"] == 0.5
+    assert metrics["label/pairs"] == len(made) == (2 if ties == "drop" else 4)
+    assert metrics["label/ties"] == (2 if ties == "drop" else 0)
+    assert "label/tie_rate" not in label([[1.0, 0.0]], [rollout(0, 10, 10)])[1]
+
+
+def test_the_mean_probability_is_told_where_it_means_something() -> None:
+    scores: list[list[Score]] = [[1.0, 0.0], [0.0, 3.0]]
+    rollouts = [rollout(0, 10, 11), rollout(1, 10, 11)]
+    _, soft = label(scores, rollouts, label="soft")
+    assert soft["label/probability"] == pytest.approx((1 / (1 + math.exp(-1)) + 1 / (1 + math.exp(-3))) / 2)
+    assert soft["label/margin"] == 2.0
+    assert "label/probability" not in label(scores, rollouts)[1]
+
+
+def test_equal_text_in_other_tokens_is_not_identical() -> None:
+    same = rollout(0, 10, 11)
+    twins = tuple(replace(c, text="4") for c in same.completions)
+    _, metrics = label([[1.0, 1.0]], [replace(same, completions=twins)])
+    assert (metrics["label/identical"], metrics["label/ties"]) == (0, 1)
+
+
+def test_a_score_that_is_no_number_stays_out_of_the_means() -> None:
+    _, metrics = label([[1.0, math.nan, 0.0]], [rollout(0, 10, 11, 12)])
+    assert (metrics["reward/mean"], metrics["reward/std"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("config", [{"temperature": 0.0}, {"tie_tolerance": -0.1}, {"tie_tolerance": math.nan}])
+def test_settings_without_a_meaning_are_refused(config: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(config))):
+        LabelConfig(**config)  # type: ignore[arg-type]
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3), min_size=1, max_size=12))

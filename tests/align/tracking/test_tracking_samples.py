@@ -1,8 +1,11 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from align.protocols import Metrics
 from align.tracking.samples import SampleRow, WatchedLabeller, WatchedScorer, sample_rows
+from rewards.judged_labeller import JudgedLabeller, JudgeLabelConfig
+from rewards.judges import JudgeItem
 from rewards.types import Score, ScoredPair, ScoreFailure
 from rollouts.types import Completion, Finish, Message, Origin, Prompt, Rollout
 
@@ -80,3 +83,22 @@ def test_never_means_never() -> None:
     labeller = WatchedLabeller(FirstAgainstLast(scorer), scorer, seen.append, every=0)
     labeller.label([rollout(completion("4"), completion("5"))], 1)
     assert seen == []
+
+
+class FirstIsBetter:
+    def judge(self, items: Sequence[JudgeItem]) -> list[float | ScoreFailure]:
+        return [1.0 if item.first.text < item.second.text else 0.0 for item in items]
+
+
+def test_a_judges_samples_have_a_verdict_and_no_reward() -> None:
+    seen: list[Sequence[SampleRow]] = []
+    judged = JudgedLabeller(FirstIsBetter(), JudgeLabelConfig())
+    labeller = WatchedLabeller(judged, None, seen.append, every=1)
+    theirs = replace(completion("5", Origin.REFERENCE), token_ids=(3, 2))
+    labeller.label([rollout(completion("4"), completion("6"), theirs)], 1)
+    [rows] = seen
+    assert [(row.completion, row.reward, row.verdict) for row in rows] == [
+        ("4", None, "chosen"),
+        ("6", None, ""),
+        ("5", None, "rejected"),
+    ]
