@@ -46,6 +46,42 @@ def test_batch_composition_and_padding_leave_values_unchanged(model: Any) -> Non
     torch.testing.assert_close(together, reversed_, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_equal_to_a_padded_batch_of_the_plain_form(model: Any, side: str) -> None:
+    # Six rows of a usual batch, padded on either side, under a usual attention mask.
+    rows = [(p, completion) for p, c, r in TRIPLES for completion in (c, r)]
+    length = max(len(p) + len(c) for p, c in rows)
+    ids, mask = torch.full((len(rows), length), 7), torch.zeros(len(rows), length, dtype=torch.long)
+    scored = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, (p, c) in enumerate(rows):
+        start = length - len(p) - len(c) if side == "left" else 0
+        end = start + len(p) + len(c)
+        ids[row, start:end], mask[row, start:end] = torch.tensor([*p, *c]), 1
+        scored[row, end - len(c) : end] = True
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    taken = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
+    expected = taken.masked_fill(~scored[:, 1:], 0).sum(1)
+    got = torch.stack(pair_logps(model, pack_pairs(TRIPLES, pad_id=0)), dim=1).reshape(-1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+token = st.integers(3, 250)
+triple = st.tuples(*(st.lists(token, min_size=1, max_size=n).map(tuple) for n in (6, 9, 9)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(triple, min_size=1, max_size=4), st.integers(0, 4), st.integers(0, 250))
+def test_company_leaves_values_unchanged(model: Any, company: list[Triple], place: int, pad_id: int) -> None:
+    # Any other pairs in the batch, any row, any padding that follows from them, and whatever token fills it.
+    place = min(place, len(company))
+    batch = [*company[:place], TRIPLES[0], *company[place:]]
+    with torch.no_grad():
+        alone = torch.stack(pair_logps(model, pack_pairs([TRIPLES[0]], pad_id=0)))[:, 0]
+        together = torch.stack(pair_logps(model, pack_pairs(batch, pad_id=pad_id)))[:, place]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
 def test_swapping_the_sides_swaps_the_values(model: Any) -> None:
     # The second completion must not see the first one, nor be shifted by it.
     chosen, rejected = pair_logps(model, pack_pairs(TRIPLES, pad_id=0))
