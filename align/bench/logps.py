@@ -105,14 +105,15 @@ def main(
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Both arms on one shape, each in a process of its own; the repeats alternate, after one pass of warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    last: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_worker(name, case)) for name in ARMS}
         for worker in workers.values():
             worker()
         for _ in range(repeats):
             for name, worker in workers.items():
-                seconds[name].append(worker()["seconds"])
-        last = {name: worker() for name, worker in workers.items()}
+                last[name] = worker()
+                seconds[name].append(last[name]["seconds"])
     gaps = [abs(a - b) for a, b in zip(last["ours"]["logps"], last["naive"]["logps"], strict=True)]
     return asdict(case.shape) | {
         "arms": {
