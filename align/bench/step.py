@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -11,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from align.bench.machine import cpu_name
 from align.bench.memory import PeakMemory
 from align.build.preference import PreferenceRun
 from align.build.session import Session, commit
@@ -39,7 +39,7 @@ def main(recipe: PreferenceRecipe, source: Path, overrides: list[str]) -> int:
         report = summarise(steps, gemm)
     # Read after everything has ended, so that the whole run is in it.
     report["peak_memory_gib"] = memory.peak_bytes / 2**30
-    report |= {"commit": commit(), "seed": recipe.seed, "cpus": len(os.sched_getaffinity(0)), "machine": _machine()}
+    report |= {"commit": commit(), "seed": recipe.seed, "cpus": len(os.sched_getaffinity(0)), "machine": cpu_name()}
     print(render(report))
     target = Path("runs") / "bench" / "step.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,3 @@ def render(report: dict[str, Any]) -> str:
         f"{report['cpus']} cores, {report['machine']}",
     ]
     return "\n".join(lines)
-
-
-def _machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

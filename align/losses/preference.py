@@ -4,12 +4,54 @@ Every log-probability is summed over the tokens of a completion, the end-of-sequ
 
     h = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
 
-for the difference of the two log-ratios; ``beta * h`` is the implicit reward margin.
+for the difference of the two log-ratios; ``beta * h`` is the implicit reward margin. DPO and XPO are written here, the
+losses around them in :mod:`align.losses.variants`; all are imported from here.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from align.losses.variants import (
+    aot_loss,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    cdpo_loss,
+    discopop_loss,
+    exo_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_norm_loss,
+    kto_loss,
+    nca_loss,
+    robust_loss,
+    sft_loss,
+    simpo_loss,
+    sppo_loss,
+)
+
+__all__ = [
+    "aot_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bco_loss",
+    "cdpo_loss",
+    "discopop_loss",
+    "dpo_loss",
+    "exo_loss",
+    "hinge_loss",
+    "ipo_loss",
+    "ipo_norm_loss",
+    "kto_loss",
+    "nca_loss",
+    "robust_loss",
+    "sft_loss",
+    "simpo_loss",
+    "sppo_loss",
+    "xpo_bonus",
+    "xpo_loss",
+]
 
 
 def dpo_loss(
