@@ -181,7 +181,7 @@ class DatasetStream:
         self._epoch, self._number, self._place = state["epoch"], state["number"], state["place"]
         self._dataset.set_epoch(self._epoch)
         self._dataset.load_state_dict(self._place or {})
-        self._records = iter(self._dataset)
+        self._records: Iterator[Mapping[str, Any]] = iter(self._dataset)
 
 
 class _DatasetRecords(Sequence[Located]):
@@ -233,5 +233,7 @@ def _load(source: HubPairs | FilePairs, *, streaming: bool) -> Any:
 def _unreadable(name: str, error: Exception) -> PromptError:
     cause = error.__cause__ or error
     reason = (str(cause).splitlines() or [""])[0] or type(cause).__name__
+    if isinstance(cause, StopIteration):  # what the readers of datasets raise on an empty file
+        reason = "it is empty"
     advice = "check name and network, or use a local file" if name.startswith("hub:") else "check the file"
     return PromptError(f"{name}: cannot be loaded ({reason}): {advice}")

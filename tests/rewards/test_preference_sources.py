@@ -180,12 +180,14 @@ def test_mistakes_in_files_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.jsonl").touch()
     cases = [
         ("none.parquet", "no such file or folder: check the path"),
         ("pairs.txt", "unknown kind of file: expected .parquet"),
         ("bad.parquet", "cannot be loaded"),
         ("bad.json", "cannot be loaded"),
         ("empty", "cannot be loaded"),
+        ("empty.jsonl", "cannot be loaded .it is empty."),
     ]
     for name, message in cases:
         for read in (open_records, lambda source: open_stream(source).read(1)):
