@@ -3,7 +3,8 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +102,44 @@ def record_prompts(
 
 def jsonl_records(path: Path) -> Iterable[Mapping[str, Any]]:
     """The objects of a JSON-lines file, one a line; empty lines are passed over."""
+    return (line.record for line in jsonl_lines(path))
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLine:
+    """One object of a JSON-lines file; ``end`` is the file's byte offset after its line."""
+
+    number: int
+    end: int
+    record: Mapping[str, Any]
+
+
+def jsonl_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[JsonLine]:
+    """The objects of a JSON-lines file with their line numbers; empty lines are passed over.
+
+    ``after`` and ``offset`` are the ``number`` and ``end`` of the line to go on from.
+    """
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise PromptError(f"{path}:{number}: not JSON ({error.msg})") from error
-                if not isinstance(record, dict):
-                    raise PromptError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
-                yield record
+        with path.open("rb") as file:
+            file.seek(offset)
+            for number, raw in enumerate(iter(file.readline, b""), start=after + 1):
+                offset += len(raw)
+                if raw.strip():
+                    yield JsonLine(number, offset, _json_object(raw, f"{path}:{number}"))
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}): check the path in the recipe") from error
+
+
+def _json_object(raw: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 text") from error
+        raise PromptError(f"{where}: not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{where}: not JSON ({error.msg})") from error
+    if not isinstance(record, dict):
+        raise PromptError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def hub_records(name: str, split: str) -> Iterable[Mapping[str, Any]]:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollouts.prompts import PromptError, PromptStream, gym_prompts, jsonl_records, question_of, record_prompts
+from rollouts.prompts import (
+    PromptError,
+    PromptStream,
+    gym_prompts,
+    jsonl_lines,
+    jsonl_records,
+    question_of,
+    record_prompts,
+)
 from rollouts.types import Message, Prompt
 
 SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
@@ -96,6 +104,15 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(PromptError, match="not UTF-8"):
         list(jsonl_records(binary))
+
+
+def test_a_json_lines_file_can_be_read_on_from_any_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes('{"n": 1}\n\n{"n": "é\\n"}\r\n   \n{"n": 3}'.encode())
+    lines = list(jsonl_lines(path))
+    assert [(line.number, line.record["n"]) for line in lines] == [(1, 1), (3, "é\n"), (5, 3)]
+    for i, line in enumerate(lines):
+        assert list(jsonl_lines(path, line.number, line.end)) == lines[i + 1 :]
 
 
 def stream(count: int, seed: int) -> PromptStream:
