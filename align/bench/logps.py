@@ -88,7 +88,7 @@ def main(
         path = resolve(model)
     except ModelError as error:
         raise UserError(str(error)) from error
-    from align.build import commit
+    from align.build.session import commit
 
     report: dict[str, Any] = {"model": model, "dtype": dtype, "attention": attention, "repeats": repeats}
     report["shapes"] = [measure(Case(path, dtype, attention, shape), repeats) for shape in shapes]
