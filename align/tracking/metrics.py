@@ -18,7 +18,7 @@ METRICS: dict[str, str] = {
     "val/contain_eos_token": "share of completions that end with the end-of-sequence token (0..1)",
     "beta": "strength of the pull towards the reference policy (dimensionless)",
     "alpha": "weight of XPO's exploration bonus (dimensionless)",
-    "loss/total": "the loss that is minimised, mean over pairs (nats)",
+    "loss/total": "the loss that is minimised, mean over pairs (nats); of supervised training, over completion tokens",
     "loss/preference": "-log sigmoid(beta * h), mean over pairs (nats)",
     "loss/bonus": "XPO's bonus alpha * (log pi - log pi_ref) of the reference sample, mean over pairs (nats)",
     "xpo/ref_sample_logp": "log pi of the reference policy's samples, summed over tokens, mean over pairs (nats)",
@@ -27,6 +27,13 @@ METRICS: dict[str, str] = {
     "optim/grad_norm_max": "largest norm of the gradient before clipping in this step",
     "mismatch/logp_gap_mean": "|learner - sampler| log-probability of a completion, mean (nats a token)",
     "mismatch/logp_gap_max": "|learner - sampler| log-probability of a completion, largest (nats a token)",
+    # Supervised warm starts.
+    "sft/token_accuracy": "share of completion tokens that the model holds most likely (0..1)",
+    "sft/token_entropy": "entropy of the next token on completions, mean (nats a token)",
+    "sft/epoch": "passes through the training data so far",
+    "data/examples": "examples that are trained on",
+    "data/drafts": "plans drafted for explore-execute data",
+    "data/dropped": "drafts that the filter refused; ledger.jsonl says why",
     # Experience.
     "rollout/completions": "completions collected in this step",
     "rollout/tokens": "tokens generated in this step, end-of-sequence tokens included",
@@ -63,6 +70,8 @@ METRICS: dict[str, str] = {
     "eval/length_mean": "tokens of a completion on held-out problems, mean",
     "eval/contain_eos_token": "share of held-out completions that end with the end-of-sequence token (0..1)",
     "eval/failed": "held-out completions whose score failed; they are left out of eval/accuracy",
+    "eval/plan_adherence": "share of sampled held-out answers that are a plan and carry it out to the letter (0..1)",
+    "eval/two_phase_*": "the same as eval/*, with a sampled plan and a greedy execution",
     # The system. The phases and `other` add up to `step`.
     "timing_s/step": "wall time from the previous step's end to this one's (seconds)",
     "timing_s/other": "wall time of the step that no phase claims (seconds)",
