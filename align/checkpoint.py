@@ -49,15 +49,18 @@ class RunFolder:
     def claim(self, recipe: Mapping[str, Any], text: str) -> None:
         """Writes the resolved recipe, or refuses a folder that belongs to a different one.
 
-        Where a run lives, how it is shown and how long it is may change between a start and its continuation.
+        Where a run lives, how it is shown and how long it is may change between a start and its continuation, and the
+        end of its offline steps while that lies ahead.
         """
         path = self.path / "recipe.json"
-        if path.exists() and self.latest() is not None:
+        checkpoint = self.latest()
+        if path.exists() and checkpoint is not None:
+            done = int(checkpoint.name.removeprefix("step-"))
             before = json.loads(path.read_text())
             changes = [
                 f"{self.path} belongs to another recipe: {key} was {_short(old)} and is {_short(new)} now"
                 for key, old, new in _differences(before, dict(recipe))
-                if not _may_change(key)
+                if not _may_change(key) and not _is_still_ahead(key, old, new, done)
             ]
             if changes:
                 raise UserError(*changes, "continue it with its own recipe, or set run.dir to a new folder")
@@ -171,6 +174,11 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
         keys = list(dict.fromkeys([*before, *now]))
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}" if key else k)]
     return [] if before == now else [(key, before, now)]
+
+
+def _is_still_ahead(key: str, old: object, new: object, done: int) -> bool:
+    """Whether the switch to online experience moves, and all steps so far would have been what they were."""
+    return key == "schedule.offline_steps" and isinstance(old, int) and isinstance(new, int) and done <= min(old, new)
 
 
 def _may_change(key: str) -> bool:

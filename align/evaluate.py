@@ -1,8 +1,9 @@
 """Held-out accuracy of the policy that the engine now holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from align.protocols import Evaluator, Metrics
 from align.tracking.intervals import wilson
 from rewards.types import ScoreFailure, Scorer
 from rollouts.chat import ChatRenderer
@@ -77,3 +78,33 @@ class TextEvaluator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.results = {int(step): list(values) for step, values in state["results"].items()}
+
+
+class BestIterate:
+    """Keeps the best iterate beside the last: Algorithm 1 of XPO returns the best of all by validation.
+
+    Wraps an evaluator; implements :class:`align.protocols.Evaluator`. ``keep(step)`` is called whenever ``metric``
+    rises above all before, the policy at the start included; a metric that is missing is no rise.
+    """
+
+    def __init__(self, evaluator: Evaluator, keep: Callable[[int], None], metric: str = "eval/accuracy") -> None:
+        self._evaluator = evaluator
+        self._keep = keep
+        self._metric = metric
+        self.step: int | None = None
+        self.value: float | None = None
+
+    def evaluate(self, step: int) -> Metrics:
+        metrics = self._evaluator.evaluate(step)
+        value = metrics.get(self._metric)
+        if value is not None and (self.value is None or value > self.value):
+            self._keep(step)
+            self.step, self.value = step, value
+        return metrics if self.step is None else {**metrics, "eval/best_step": float(self.step)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluator": self._evaluator.state_dict(), "step": self.step, "value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._evaluator.load_state_dict(state["evaluator"])
+        self.step, self.value = state["step"], state["value"]

@@ -15,6 +15,8 @@ class PairBatch:
     is_offline: tuple[bool, ...]
     fresh: int
     """How many of the pairs are seen for the first time; the rest are replayed."""
+    step: int
+    """The loop step that learns from them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ class LabelConfig:
     ``pairing``: ``reference`` sets one policy sample against the reference sample, as in Algorithm 1, and takes that
     policy sample of the group whose score lies farthest from the reference's, since single pairs are mostly ties;
     ``best_worst`` sets the best of all samples against the worst; ``both`` makes the pair with the reference sample and
-    one of the policy's best against its worst.
+    one of the policy's best against its worst; ``random`` sets the policy's first two samples against each other,
+    whatever their scores: both are draws of the same policy, as online DPO and the on-policy form of XPO have them.
     ``ties``: ``drop`` leaves out pairs of equal score, ``random`` lets a coin decide. Scores are equal when they differ
     by at most ``tie_tolerance`` (units of the reward).
 
@@ -30,7 +31,7 @@ class LabelConfig:
 
     label: Label = "argmax"
     temperature: float = 1.0
-    pairing: Literal["reference", "best_worst", "both"] = "reference"
+    pairing: Literal["reference", "best_worst", "both", "random"] = "reference"
     ties: Ties = "drop"
     seed: int = 0
     tie_tolerance: float = 0.0
@@ -101,6 +102,8 @@ class PairLabeller:
                 return [_against_reference(ours, references)]
             case "best_worst":
                 return [_best_and_worst(scored)]
+            case "random":
+                return [(ours[0], ours[1]) if len(ours) > 1 else None]
             case "both":
                 return [_against_reference(ours, references), _best_and_worst(ours)]
 

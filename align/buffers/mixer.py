@@ -48,7 +48,7 @@ class OfflineOnlineMixer:
         config = self._config
         if step <= config.offline_steps:
             updates = range(config.offline_updates_per_step)
-            return [self._with_offline(PairBatch((), (), 0), config.batch_pairs) for _ in updates]
+            return [self._with_offline(PairBatch((), (), 0, step), config.batch_pairs) for _ in updates]
         online = self._online.batches(step)
         due = self._due(sum(len(batch.pairs) for batch in online))
         # Dealt out like cards, so that the batches of a step hold the same share.
@@ -83,4 +83,5 @@ class OfflineOnlineMixer:
             pairs=(*batch.pairs, *pairs),
             is_offline=(*batch.is_offline, *(True for _ in pairs)),
             fresh=batch.fresh + fresh,
+            step=batch.step,
         )

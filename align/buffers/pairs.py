@@ -13,13 +13,17 @@ from rollouts.types import Origin, Prompt
 class PairMixer:
     """Keeps every pair, and gives each step its new ones once plus replayed old ones; implements ``Mixer``.
 
-    Algorithm 1 minimises over all pairs so far in every round. Here a round is one pass over the new pairs and over
-    ``replay_ratio`` times as many drawn without replacement from the older ones, in batches of about ``batch_pairs``:
-    the same objective, by stochastic gradients. ``capacity`` keeps only the newest pairs; None keeps all.
+    Algorithm 1 minimises over all pairs so far in every round. Here a round is ``epochs`` passes over the new pairs and
+    over ``replay_ratio`` times as many drawn without replacement from the older ones, in batches of about
+    ``batch_pairs``: the same objective, by stochastic gradients. ``capacity`` keeps only the newest pairs; None keeps
+    all.
     """
 
-    def __init__(self, *, batch_pairs: int, replay_ratio: float, seed: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, *, batch_pairs: int, replay_ratio: float, seed: int, epochs: int = 1, capacity: int | None = None
+    ) -> None:
         self._batch_pairs = batch_pairs
+        self._epochs = epochs
         self._capacity = capacity
         self._replay_ratio = replay_ratio
         self._seed = seed
@@ -41,12 +45,29 @@ class PairMixer:
         fresh, old = self._pairs[self._fresh_from :], self._pairs[: self._fresh_from]
         self._fresh_from = len(self._pairs)
         replayed = rng.sample(old, min(len(old), round(self._replay_ratio * max(len(fresh), self._batch_pairs // 2))))
-        rng.shuffle(fresh)
+        batches: list[PairBatch] = []
+        for epoch in range(self._epochs):
+            rng.shuffle(fresh)
+            if epoch:
+                rng.shuffle(replayed)
+            batches += self._deal(fresh, replayed, step, first=epoch == 0)
+        return batches
+
+    def _deal(
+        self, fresh: Sequence[ScoredPair], replayed: Sequence[ScoredPair], step: int, *, first: bool
+    ) -> list[PairBatch]:
+        """One pass, dealt out like cards: every batch holds its share of new and of old pairs.
+
+        Their sizes differ by at most two, so that no batch is a noisy handful.
+        """
         count = max(1, round((len(fresh) + len(replayed)) / self._batch_pairs))
-        # Dealt out like cards: every batch holds its share of new and of old pairs, and their sizes differ by at most
-        # two, so that no batch is a noisy handful.
         return [
-            PairBatch(pairs=(*new, *replay), is_offline=_offline((*new, *replay)), fresh=len(new))
+            PairBatch(
+                pairs=(*new, *replay),
+                is_offline=_offline((*new, *replay)),
+                fresh=len(new) if first else 0,
+                step=step,
+            )
             for new, replay in ((fresh[i::count], replayed[i::count]) for i in range(count))
             if new or replay
         ]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from align.build.preference import PreferenceRun
 from align.build.session import Session
+from align.build.sft import run_sft
+from align.build.theory import run_theory
 from align.errors import UserError
 from align.recipe import Recipe
 
@@ -20,7 +22,13 @@ def run_recipe(recipe: Recipe, source: Path, overrides: Sequence[str]) -> int:
     with ExitStack() as stack, user_errors():
         stack.enter_context(_terminating_as_interrupt())
         session = Session(recipe, source, overrides, stack)
-        PreferenceRun(recipe, session).run()
+        match recipe.kind:
+            case "preference":
+                PreferenceRun(recipe, session).run()
+            case "sft":
+                run_sft(recipe, session)
+            case "bandit":
+                run_theory(recipe, session)
     return 0
 
 
@@ -29,13 +37,14 @@ def user_errors() -> Iterator[None]:
     """Errors whose message already says what to do lose their traceback; all others keep it."""
     from cluster.host import HostError
     from cluster.weights import StoreError
+    from rewards.errors import RewardError
     from rollouts.engines.base import EngineError
     from rollouts.models import ModelError
     from rollouts.prompts import PromptError
 
     try:
         yield
-    except (HostError, StoreError, EngineError, ModelError, PromptError) as error:
+    except (HostError, StoreError, EngineError, ModelError, PromptError, RewardError) as error:
         raise UserError(str(error)) from error
 
 

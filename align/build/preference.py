@@ -1,22 +1,17 @@
-"""From a preference recipe to the parts of its loop, and the only place that switches on their ``type``."""
+"""A run that learns from preferences: its parts are built, go through the loop, and say what came of it."""
 
+import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from align import recipe as schema
+from align.build import text
+from align.build.hosting import connect_to, host_engine, host_learner
+from align.build.mixing import mixer as build_mixer
 from align.build.session import Session
-from align.recipe.rollout import Prompts
-
-# An actor's methods run beside its main thread. glibc gives such a thread an arena of small heaps, maps large buffers
-# afresh and returns everything at every chance: page faults then take a third of a training step on the CPU.
-ACTOR_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TOP_PAD_": str(64 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
-}
+from align.checkpoint import write_atomically
+from align.recipe.rollout import Rollout
 
 
 class PreferenceRun:
@@ -32,6 +27,9 @@ class PreferenceRun:
         self.cluster: Any = None
         self.learner: Any = None
         self.parts: Any = None
+        self.sampling: text.Sampling | None = None
+        self.heldout: Any = None
+        self.best: Any = None
 
     def run(self) -> None:
         """All of it; a run that is finished is only shown."""
@@ -45,34 +43,25 @@ class PreferenceRun:
 
     def prepare(self) -> None:
         from rollouts.chat import ChatRenderer
-        from rollouts.collector import EngineSupervisor, check_lengths
-        from rollouts.engines.base import SamplingParams
         from rollouts.models import load_tokenizer, resolve
 
-        recipe = self.recipe
-        self.session.say(f"model {recipe.model.path}")
+        recipe, session = self.recipe, self.session
+        session.say(f"model {recipe.model.path}")
         self.model_path = resolve(recipe.model.path)
-        self.renderer = ChatRenderer(load_tokenizer(self.model_path), recipe.rollout.system_prompt)
-        self.heldout, self.train = load_prompts(recipe.prompts)
         rollout = recipe.rollout
-        self.params = SamplingParams(
-            max_new_tokens=rollout.max_new_tokens,
-            stop_token_ids=self.renderer.stop_token_ids,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            min_new_tokens=rollout.min_new_tokens,
-        )
-        check_lengths([*self.train, *self.heldout], self.renderer, self.params, rollout.engine.max_context)
-        self.session.quiet()
-        self.cluster = self._connect()
-        self.session.stack.callback(self.cluster.close)
-        self.session.say(f"starting {rollout.engine.type} and the learner ({recipe.cluster.type})")
-        engine = self._engine()
-        self.supervisor = EngineSupervisor(engine, self._recoverable())
-        self.learner = self._learner()
-        self.session.stack.callback(self.cluster.apply, self.learner, _close_learner)
-        self.parts = self._parts()
+        renderer = ChatRenderer(load_tokenizer(self.model_path), rollout.system_prompt if rollout else None)
+        if recipe.prompts is not None and rollout is not None:
+            self.sampling = text.sampling(recipe.prompts, rollout, renderer)
+        mixer = build_mixer(recipe, renderer, self.sampling.heldout if self.sampling else [])
+        session.quiet()
+        self.cluster = connect_to(recipe.cluster, self.folder.path / "logs")
+        session.stack.callback(self.cluster.close)
+        engines = f"{rollout.engine.type} and " if rollout else ""
+        session.say(f"starting {engines}the learner ({recipe.cluster.type})")
+        supervisor = self._supervisor(rollout) if rollout else None
+        self.learner = host_learner(self.cluster, recipe.cluster, self._learner_factory())
+        session.stack.callback(self.cluster.apply, self.learner, _close_learner)
+        self.parts = self._parts(supervisor, mixer)
 
     def execute(self) -> None:
         from align.loop import Schedule
@@ -105,135 +94,60 @@ class PreferenceRun:
                 save,
                 start,
             )
-            policy = self.folder.path / "policy"
-            if start < schedule.total_steps or not policy.exists():
-                self.cluster.apply(self.learner, _save_policy, str(self.model_path), str(policy.resolve()))
+            if start < schedule.total_steps or not (self.folder.path / "policy").exists():
+                self._save_policy("policy")
+            if self.recipe.learner.intruders:
+                report = self.cluster.apply(self.learner, _intruders)
+                write_atomically(self.folder.path / "intruders.json", json.dumps(report, indent=2) + "\n")
 
-    def _connect(self) -> Any:
-        from cluster.host import connect
-
-        cluster, logs = self.recipe.cluster, self.folder.path / "logs"
-        if cluster.type == "local":
-            return connect("local", log_dir=logs)
-        address = None if cluster.address == "auto" else cluster.address
-        return connect("ray", address=address, num_cpus=cluster.num_cpus, log_dir=logs)
-
-    def _recoverable(self) -> tuple[type[Exception], ...]:
+    def _supervisor(self, rollout: Rollout) -> Any:
         from cluster.host import HostError
-
-        return (HostError,)
-
-    def _engine(self) -> Any:
+        from rollouts.collector import EngineSupervisor
         from rollouts.engines.group import EngineGroup
 
-        count = self.recipe.rollout.engines
+        recipe = self.recipe
+        factory = text.engine_factory(rollout.engine, self.model_path, recipe.model.dtype, recipe.seed)
         engines = [
-            self._host(engine_factory(self.recipe, self.model_path), f"engine-{i}", "engine") for i in range(count)
+            host_engine(self.cluster, recipe.cluster, factory, f"engine-{index}") for index in range(rollout.engines)
         ]
-        return engines[0] if count == 1 else EngineGroup(engines)
+        return EngineSupervisor(engines[0] if len(engines) == 1 else EngineGroup(engines), (HostError,))
 
-    def _learner(self) -> Any:
+    def _learner_factory(self) -> Any:
         from align.learners.build import learner_factory
 
-        factory = learner_factory(self.recipe, self.model_path, self._probe_ids())
-        if self.recipe.cluster.type == "ray" and not self.recipe.cluster.learner_actor:
-            return factory()
-        return self._host(factory, "learner", "learner")
+        recipe, rollout = self.recipe, self.recipe.rollout
+        probe = text.probe_ids(self.sampling, rollout.engine.max_context) if self.sampling and rollout else ()
+        return learner_factory(recipe, self.model_path, probe)
 
-    def _host(self, factory: Callable[[], Any], name: str, role: str) -> Any:
-        from cluster.host import Resources
-
-        cluster = self.recipe.cluster
-        if cluster.type == "local":
-            return self.cluster.host(factory, name=name)
-        resources = cluster.engine_resources if role == "engine" else cluster.learner_resources
-        return self.cluster.host(
-            factory,
-            name=name,
-            resources=Resources(resources.num_cpus, resources.num_gpus),
-            deadline_s=cluster.deadline_s,
-            start_deadline_s=cluster.start_deadline_s,
-            env=ACTOR_ENVIRONMENT,
-            # A learner that comes back has lost what it learned: the run ends, and continues from its checkpoint.
-            max_restarts=3 if role == "engine" else 0,
-        )
-
-    def _probe_ids(self) -> tuple[int, ...]:
-        """The first problem with its answer: a sequence of the kind that the run is about."""
-        prompt = self.train[0]
-        answer = self.renderer.answer_ids(prompt.reference or prompt.answer or "yes")
-        return (*self.renderer.prompt_ids(prompt), *answer)[: self.recipe.rollout.engine.max_context - 1]
-
-    def _parts(self) -> Any:
-        from dataclasses import replace
-
-        from align.buffers.pairs import PairMixer
-        from align.evaluate import TextEvaluator
+    def _parts(self, supervisor: Any, mixer: Any) -> Any:
+        from align.absent import NoEvaluation, NoExperience
+        from align.evaluate import BestIterate
         from align.loop import Parts
-        from align.tracking.samples import WatchedLabeller, WatchedScorer
-        from rewards.labeller import LabelConfig, PairLabeller
-        from rewards.verifiers import VerifierScorer
-        from rollouts.collector import CollectConfig, TextCollector
-        from rollouts.prompts import PromptStream
 
-        recipe = self.recipe
-        rollout, label, console = recipe.rollout, recipe.label, recipe.tracking.console
-        scorer = VerifierScorer(recipe.reward.extract, recipe.reward.threshold)
-        watched = WatchedScorer(scorer)
+        recipe, sampling, console = self.recipe, self.sampling, self.recipe.tracking.console
         tracker = self.session.tracker(
             recipe.schedule.total_steps, {"model": recipe.model.path, "runs on": recipe.cluster.type}
         )
-        self.evaluator = TextEvaluator(
-            self.supervisor,
-            self.heldout,
-            self.renderer,
-            scorer,
-            replace(self.params, temperature=recipe.evaluation.temperature, top_p=1.0, top_k=0),
-            samples_per_prompt=recipe.evaluation.samples_per_prompt,
-            threshold=recipe.reward.threshold,
-            seed=recipe.seed,
-        )
-        return Parts(
-            collector=TextCollector(
-                self.supervisor,
-                PromptStream(self.train, recipe.seed),
-                self.renderer,
-                self.params,
-                CollectConfig(
-                    prompts_per_step=rollout.prompts_per_step,
-                    samples_per_prompt=rollout.samples_per_prompt,
-                    reference_samples=rollout.reference_samples,
-                    reference_ahead=rollout.reference_ahead,
-                    reference_uri=f"file:{self.model_path / 'model.safetensors'}",
-                    seed=recipe.seed,
-                ),
-            ),
-            labeller=WatchedLabeller(
-                PairLabeller(
-                    watched,
-                    LabelConfig(
-                        label=label.type,
-                        temperature=label.temperature if label.type == "bradley_terry" else 1.0,
-                        pairing=label.pairing,
-                        ties=label.ties,
-                        seed=recipe.seed,
-                    ),
-                ),
-                watched,
-                tracker.samples,
-                every=console.table_every,
-                limit=console.table_rows,
-            ),
-            mixer=PairMixer(
-                batch_pairs=recipe.mixer.batch_pairs,
-                replay_ratio=recipe.mixer.replay_ratio,
-                capacity=recipe.mixer.capacity,
-                seed=recipe.seed,
-            ),
-            learner=self.learner,
-            evaluator=self.evaluator,
-            tracker=tracker,
-        )
+        collector: Any = NoExperience()
+        labeller: Any = NoExperience()
+        evaluator: Any = NoEvaluation()
+        scorer = text.scorer(recipe.reward) if recipe.reward else None
+        if sampling is not None and recipe.rollout is not None:
+            collector = text.collector(recipe, recipe.rollout, sampling, supervisor, self.model_path)
+            if recipe.reward is not None:
+                self.heldout = text.evaluator(
+                    recipe.evaluation, recipe.reward, scorer, sampling, supervisor, recipe.seed
+                )
+                evaluator = self.best = BestIterate(self.heldout, lambda _: self._save_policy("policy_best"))
+        if recipe.label is not None:
+            labeller = text.labeller(
+                recipe.label, scorer, recipe.seed, tracker.samples, console.table_every, console.table_rows
+            )
+        return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
+
+    def _save_policy(self, name: str) -> None:
+        folder = (self.folder.path / name).resolve()
+        self.cluster.apply(self.learner, _save_policy, str(self.model_path), str(folder))
 
     def summarise(self) -> None:
         """The end of a run, for people and for programs."""
@@ -241,7 +155,7 @@ class PreferenceRun:
         from align.tracking.report import Outcome, plot_run, summary
 
         path, total = self.folder.path, self.recipe.schedule.total_steps
-        results = self.evaluator.results
+        results = self.heldout.results if self.heldout else {}
         both = [
             (b, a)
             for b, a in zip(results.get(0, []), results.get(total, []), strict=False)
@@ -265,54 +179,6 @@ class PreferenceRun:
             terminal_console(self.session.terminal),
         )
 
-def engine_factory(recipe: schema.PreferenceRecipe, model_path: Path) -> Callable[[], Any]:
-    """What builds the recipe's engine, in whichever process it is called."""
-    engine, dtype, seed = recipe.rollout.engine, recipe.model.dtype, recipe.seed
-    if engine.type == "vllm":
-        options = engine.model_dump(exclude={"type"})
-
-        def build_vllm() -> Any:
-            from rollouts.engines.vllm_engine import VLLMEngine
-
-            return VLLMEngine(model_path, dtype=dtype, seed=seed, **options)
-
-        return build_vllm
-
-    options = engine.model_dump(exclude={"type"})
-
-    def build_transformers() -> Any:
-        from rollouts.engines.hf_engine import HFEngine
-
-        return HFEngine(model_path, dtype=dtype, **options)
-
-    return build_transformers
-
-
-def load_prompts(prompts: Prompts) -> tuple[list[Any], list[Any]]:
-    """Held-out prompts, and training prompts none of which ask the same."""
-    from rollouts.prompts import question_of
-
-    heldout = _load(prompts.heldout, heldout=True)
-    return heldout, _load(prompts.train, exclude=frozenset(question_of(p) for p in heldout))
-
-
-def _load(source: Any, *, heldout: bool = False, exclude: frozenset[str] = frozenset()) -> list[Any]:
-    from rollouts.prompts import gym_prompts, hub_records, jsonl_records, record_prompts
-
-    if source.type == "gym":
-        return gym_prompts(source.task, size=source.size, seed=source.seed, config=source.config, exclude=exclude)
-    jsonl = source.type == "jsonl"
-    return record_prompts(
-        jsonl_records(Path(source.path)) if jsonl else hub_records(source.name, source.split),
-        source=source.path if jsonl else f"hub:{source.name}",
-        prompt_field=source.prompt_field,
-        reference_field=source.reference_field,
-        answer_field=source.answer_field,
-        size=source.size,
-        exclude=exclude,
-    )
-
-
 def _save_policy(learner: Any, model_path: str, folder: str) -> None:
     """The trained model beside its tokenizer, whole or absent."""
     import shutil
@@ -331,3 +197,10 @@ def _close_learner(learner: Any) -> None:
     learner.close()
 
 
+
+
+def _intruders(learner: Any) -> Any:
+    from dataclasses import asdict
+
+    report = learner.intruders()
+    return {**asdict(report), **report.metrics(), "highest": report.highest}

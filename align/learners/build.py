@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from align import recipe as schema
 from align.learners.optim import OptimizerConfig
+from align.recipe.learning import Adapter, Loss
 
 
 class Sender(Protocol):
@@ -35,12 +36,14 @@ def learner_factory(
 ) -> Callable[[], object]:
     """What builds the learner, with a weight store of its own beside it."""
     section, rollout = recipe.learner, recipe.rollout
-    plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k == 0 and rollout.min_new_tokens == 0
+    plain = rollout is None or (
+        rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k == 0 and rollout.min_new_tokens == 0
+    )
     optimizer = OptimizerConfig(**section.optimizer.model_dump())
     dtype, micro_batch_tokens, attention = recipe.model.dtype, section.micro_batch_tokens, section.attention
-    loss, name = section.loss, recipe.name
-    engine = rollout.engine
-    transfer = engine.weight_transfer if engine.type == "vllm" else "shm"
+    name = recipe.name
+    engine = rollout.engine if rollout else None
+    transfer = engine.weight_transfer if engine and engine.type == "vllm" else "shm"
     checkpointing = section.gradient_checkpointing
 
     def make_publisher(policy: Any) -> Any:
@@ -53,7 +56,7 @@ def learner_factory(
         return LivePublisher(cuda_sender(transfer, policy))
 
     def build() -> object:
-        from align.learners.preference import DPO, XPO, LearnerConfig, PreferenceLearner
+        from align.learners.preference import LearnerConfig, PreferenceLearner
 
         config = LearnerConfig(
             model_path=model_path,
@@ -62,10 +65,35 @@ def learner_factory(
             attention=attention,
             micro_batch_tokens=micro_batch_tokens,
             gradient_checkpointing=checkpointing,
+            adapter=adapter_config(section.adapter),
+            seed=recipe.seed,
             probe_ids=probe_ids,
+            explore="policy" if section.loss.type == "xpo_onpolicy" else "reference",
             compare_sampler=plain,
         )
-        objective = XPO(loss.beta, loss.alpha, loss.bonus_clip) if loss.type == "xpo" else DPO(loss.beta)
-        return PreferenceLearner(config, objective, make_publisher)
+        return PreferenceLearner(config, _objective(section.loss), make_publisher)
 
     return build
+
+
+def _objective(loss: Loss) -> Any:
+    from align.learners.objectives import DPO, XPO, Schedule, VariantLoss
+
+    beta = Schedule(loss.beta, loss.beta_schedule)
+    match loss.type:
+        case "dpo":
+            return DPO(beta)
+        case "xpo" | "xpo_onpolicy":
+            return XPO(beta, Schedule(loss.alpha, loss.alpha_schedule), loss.bonus_clip)
+        case variant:
+            return VariantLoss(variant, beta, loss.model_dump(exclude={"type", "beta", "beta_schedule"}))
+
+
+def adapter_config(section: Adapter) -> Any:
+    """The adapter of a section; None where every weight is trained."""
+    from align.learners.adapters import AdapterConfig
+
+    if section.type == "full":
+        return None
+    options = section.model_dump(exclude={"target_modules"})
+    return AdapterConfig(**options, target_modules=section.target_modules or "all-linear")

@@ -5,18 +5,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from align.learners.adapters import AdapterConfig
+from align.learners.intruders import IntruderReport, intruder_report
+from align.learners.objectives import Objective, PairContext
 from align.learners.optim import MasterAdamW, OptimizerConfig
+from align.learners.policy import build_policy
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
-from align.losses.preference import dpo_loss, xpo_bonus
 from align.types import PackedPairs, PairBatch, PairLogps
 from rewards.types import ScoredPair
-from rollouts.models import load_causal_lm
 from rollouts.types import Completion, Origin, WeightUpdate
 
 
@@ -30,52 +32,17 @@ class Publisher(Protocol):
     def close(self) -> None: ...
 
 
-class PairLoss(Protocol):
-    """A loss of the family: [B] losses, and the [B] terms they are made of, by metric name."""
-
-    @property
-    def beta(self) -> float: ...
-
-    @property
-    def alpha(self) -> float: ...
-
-    def __call__(
-        self, logps: PairLogps, ref_is_chosen: Tensor, has_ref: Tensor
-    ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DPO:
-    """Online, iterative or offline DPO (arXiv 2305.18290), depending only on where the pairs come from."""
-
-    beta: float
-    alpha: float = 0.0
-
-    def __call__(self, logps: PairLogps, ref_is_chosen: Tensor, has_ref: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        loss = dpo_loss(
-            logps.policy_chosen, logps.policy_rejected, logps.ref_chosen, logps.ref_rejected, beta=self.beta
-        )
-        return loss, {"loss/preference": loss}
-
-
-@dataclass(frozen=True, slots=True)
-class XPO:
-    """DPO plus the exploration bonus of arXiv 2405.21046; pairs without a reference sample carry no bonus."""
-
-    beta: float
-    alpha: float
-    bonus_clip: float = 500.0
-
-    def __call__(self, logps: PairLogps, ref_is_chosen: Tensor, has_ref: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        sides = (logps.policy_chosen, logps.policy_rejected, logps.ref_chosen, logps.ref_rejected)
-        preference = dpo_loss(*sides, beta=self.beta)
-        bonus = xpo_bonus(*sides, ref_is_chosen, alpha=self.alpha * has_ref, bonus_clip=self.bonus_clip)
-        return preference + bonus, {"loss/preference": preference, "loss/bonus": bonus}
+Explore = Literal["reference", "policy"]
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerConfig:
-    """``micro_batch_tokens`` bounds the padded tokens of one forward pass; ``attention`` is transformers' name."""
+    """``micro_batch_tokens`` bounds the padded tokens of one forward pass; ``attention`` is transformers' name.
+
+    ``adapter`` trains a low-rank update, drawn from ``seed``, in place of all weights. ``explore`` says which
+    completion of a pair an exploration bonus is for: the reference policy's sample (Algorithm 1 of XPO), or of two
+    samples of the current policy a random one (its on-policy form).
+    """
 
     model_path: Path
     optimizer: OptimizerConfig
@@ -83,7 +50,10 @@ class LearnerConfig:
     attention: str = "eager"
     micro_batch_tokens: int = 1024
     gradient_checkpointing: bool = False
+    adapter: AdapterConfig | None = None
+    seed: int = 0
     probe_ids: tuple[int, ...] = ()
+    explore: Explore = "reference"
     compare_sampler: bool = True
     """Whether the sampler's log-probabilities are those of the plain policy (temperature 1, no filter)."""
 
@@ -95,17 +65,20 @@ class PreferenceLearner:
     and kept, since the same pairs come back from the buffer.
     """
 
-    def __init__(self, config: LearnerConfig, loss: PairLoss, make_publisher: Callable[[Any], Publisher]) -> None:
+    def __init__(self, config: LearnerConfig, objective: Objective, make_publisher: Callable[[Any], Publisher]) -> None:
         self.config = config
-        self.loss = loss
-        dtype: torch.dtype = getattr(torch, config.dtype)
-        # In evaluation mode, without dropout: a preference loss is about the policy that is deployed.
-        self.policy, self.reference = _load(config, dtype), _load(config, dtype)
-        self.reference.requires_grad_(False)
-        if config.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable()
-        self._publisher = make_publisher(self.policy)
-        self._optim = MasterAdamW(self.policy, config.optimizer)
+        self.objective = objective
+        self.policy = build_policy(
+            config.model_path,
+            dtype=getattr(torch, config.dtype),
+            attention=config.attention,
+            gradient_checkpointing=config.gradient_checkpointing,
+            adapter=config.adapter,
+            seed=config.seed,
+        )
+        self._model = self.policy.model
+        self._publisher = make_publisher(self._model)
+        self._optim = MasterAdamW(self._model, config.optimizer)
         self._version = 0
         self._published_at = 0
         self._reference_logps: dict[str, float] = {}
@@ -119,27 +92,41 @@ class PreferenceLearner:
         referenced = time.perf_counter()
         terms: dict[str, list[Tensor]] = {}
         seen: list[tuple[ScoredPair, float, float]] = []
-        for chunk in self._micro_batches(pairs):
-            packed = self._pack(chunk)
-            chosen, rejected = pair_logps(self.policy, packed)
-            logps = PairLogps(chosen, rejected, *self._reference_of(chunk, chosen.device))
-            ref_is_chosen = torch.tensor([p.chosen.origin is Origin.REFERENCE for p in chunk], device=chosen.device)
-            has_ref = ref_is_chosen | torch.tensor(
-                [p.rejected.origin is Origin.REFERENCE for p in chunk], device=chosen.device
-            )
-            loss, parts = self.loss(logps, ref_is_chosen, has_ref)
-            (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+        chunks = list(self._micro_batches(pairs))
+        slopes = None if self.objective.separable else self._slopes(chunks, batch.step)
+        for number, chunk in enumerate(chunks):
+            logps = self._logps(chunk)
+            context = self._context(chunk, logps.policy_chosen.device, batch.step)
+            loss, parts = self.objective(logps, context)
+            if slopes is None:
+                objective = loss.sum() / total
+            else:
+                # The loss of a whole batch, to first order: its gradient is the same, and a chunk has all of it needs.
+                chosen_slope, rejected_slope = slopes[number]
+                objective = (chosen_slope * logps.policy_chosen + rejected_slope * logps.policy_rejected).sum()
+            objective.backward()  # type: ignore[no-untyped-call]
             self._optim.accumulate()
-            self._note(terms, chunk, logps, {"loss/total": loss, **parts})
-            seen += zip(chunk, chosen.tolist(), rejected.tolist(), strict=True)
+            self._note(terms, chunk, logps, self.objective.beta_at(batch.step), {"loss/total": loss, **parts})
+            seen += zip(chunk, logps.policy_chosen.tolist(), logps.policy_rejected.tolist(), strict=True)
+        if (extra := self.policy.extra_loss()) is not None:
+            extra.backward()  # type: ignore[no-untyped-call]
+            self._optim.accumulate()
+            extra = extra.detach()
         computed = time.perf_counter()
         if self._optim.steps == self._published_at:
             gaps += self._sampler_gaps(seen)
         metrics = {name: float(torch.cat(values).mean()) for name, values in terms.items() if values}
         if gaps:
-            metrics |= {"mismatch/logp_gap_mean": float(np.mean(gaps)), "mismatch/logp_gap_max": max(gaps)}
-        metrics |= {"beta": self.loss.beta, "alpha": self.loss.alpha, "buffer/fresh_fraction": batch.fresh / total}
-        metrics |= self._optim.step()
+            metrics |= {"mismatch/logp_gap": float(np.mean(gaps)), "mismatch/logp_gap_max": max(gaps)}
+        metrics |= {
+            "beta": self.objective.beta_at(batch.step),
+            "alpha": self.objective.alpha_at(batch.step),
+            "buffer/fresh_fraction": batch.fresh / total,
+            "buffer/offline_fraction": sum(batch.is_offline) / total,
+        }
+        if extra is not None:
+            metrics |= {"loss/total": metrics["loss/total"] + float(extra), "loss/orthogonality": float(extra)}
+        metrics |= self._optim.step(self.policy.after_step)
         return metrics | {
             "perf/reference_s_total": referenced - began,
             "perf/forward_backward_s_total": computed - referenced,
@@ -155,16 +142,18 @@ class PreferenceLearner:
         """
         if self._optim.steps != self._published_at:
             self._version += 1
-        tied = getattr(self.policy, "_tied_weights_keys", None) if self.policy.config.tie_word_embeddings else None
-        tensors = {n: p.detach() for n, p in self.policy.state_dict().items() if n not in (tied or ())}
-        uri = self._publisher.publish(tensors, self._version)
+        uri = self._publisher.publish(self.policy.published(), self._version)
         self._published_at = self._optim.steps
         probe = self.config.probe_ids
-        return WeightUpdate(self._version, uri, probe, sequence_logps(self.policy, probe) if probe else ())
+        return WeightUpdate(self._version, uri, probe, sequence_logps(self._model, probe) if probe else ())
 
     def save_model(self, folder: Path) -> None:
-        """Writes the policy in the Hugging Face format."""
-        self.policy.save_pretrained(folder)
+        """Writes the policy in the Hugging Face format, an adapter also alone, in peft's, to ``folder/adapter``."""
+        self.policy.save(folder)
+
+    def intruders(self, top_k: int = 10, epsilon: float = 0.5) -> IntruderReport:
+        """What training made of the model's spectra so far; a decomposition of every updated matrix, so not quick."""
+        return intruder_report(self.policy.initial(), self.policy.published(), top_k=top_k, epsilon=epsilon)
 
     def close(self) -> None:
         """Takes back the published weights."""
@@ -173,6 +162,7 @@ class PreferenceLearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "optim": self._optim.state_dict(),
+            "policy": self.policy.state_dict(),
             "version": self._version,
             "published_at": self._published_at,
             "reference_logps": dict(self._reference_logps),
@@ -181,6 +171,7 @@ class PreferenceLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optim.load_state_dict(state["optim"])
+        self.policy.load_state_dict(state["policy"])
         self._version = state["version"]
         self._published_at = state["published_at"]
         self._reference_logps = dict(state["reference_logps"])
@@ -189,20 +180,23 @@ class PreferenceLearner:
     def _gflop(self, pairs: Sequence[ScoredPair]) -> float:
         """Billions of multiplications and additions in the matrix products of a forward and backward pass.
 
-        Six for each weight and token: the decoder's weights on the tokens of a row, the head's on completion tokens.
-        Padding and attention scores are left out, so that a rate computed from it is of useful work.
+        Six for each weight and token, four where the weight is frozen: the decoder's weights on the tokens of a row,
+        the head's on completion tokens. Padding and attention scores are left out, so that a rate computed from it is
+        of useful work.
         """
-        head: int = self.policy.get_output_embeddings().weight.numel()
-        tied = self.policy.config.tie_word_embeddings
-        embeddings = head if tied else head + self.policy.get_input_embeddings().weight.numel()
-        decoder: int = sum(p.numel() for p in self.policy.parameters()) - embeddings
+        head = self._model.get_output_embeddings().weight
+        ends = {id(head), id(self._model.get_input_embeddings().weight)}
+        decoder: int = sum(
+            (6 if p.requires_grad else 4) * p.numel() for p in self._model.parameters() if id(p) not in ends
+        )
         completions = sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)
-        return 6e-9 * (decoder * sum(map(_row_length, pairs)) + head * completions)
+        head_cost: int = (6 if head.requires_grad else 4) * head.numel()
+        return 1e-9 * (decoder * sum(map(_row_length, pairs)) + head_cost * completions)
 
     def _pack(self, pairs: Sequence[ScoredPair]) -> PackedPairs:
         triples = [(p.prompt_ids, p.chosen.token_ids, p.rejected.token_ids) for p in pairs]
         packed = pack_pairs(triples, pad_id=0)
-        device = next(self.policy.parameters()).device
+        device = next(self._model.parameters()).device
         return PackedPairs(packed.input_ids.to(device), packed.position_ids.to(device), packed.segments.to(device))
 
     def _micro_batches(self, pairs: Sequence[ScoredPair]) -> Iterator[list[ScoredPair]]:
@@ -216,13 +210,49 @@ class PreferenceLearner:
         if chunk:
             yield chunk
 
+    def _logps(self, pairs: Sequence[ScoredPair]) -> PairLogps:
+        chosen, rejected = pair_logps(self._model, self._pack(pairs))
+        return PairLogps(chosen, rejected, *self._reference_of(pairs, chosen.device))
+
+    def _context(self, pairs: Sequence[ScoredPair], device: torch.device, step: int) -> PairContext:
+        explored = [_explored(pair, self.config.explore) for pair in pairs]
+        return PairContext(
+            explored=torch.tensor([side is not None for side in explored], device=device),
+            explored_is_chosen=torch.tensor([side == "chosen" for side in explored], device=device),
+            target=torch.tensor([pair.target for pair in pairs], device=device),
+            chosen_length=torch.tensor([len(p.chosen.token_ids) for p in pairs], device=device),
+            rejected_length=torch.tensor([len(p.rejected.token_ids) for p in pairs], device=device),
+            step=step,
+        )
+
+    def _slopes(self, chunks: Sequence[Sequence[ScoredPair]], step: int) -> list[tuple[Tensor, Tensor]]:
+        """The derivative of the batch's mean loss by every log-probability, for losses that compare pairs of a batch.
+
+        One more forward pass buys a loss that does not depend on how the batch is cut into chunks.
+        """
+        with torch.no_grad():
+            parts = [self._logps(chunk) for chunk in chunks]
+        sizes = [len(chunk) for chunk in chunks]
+        logps = PairLogps(
+            torch.cat([part.policy_chosen for part in parts]).requires_grad_(),
+            torch.cat([part.policy_rejected for part in parts]).requires_grad_(),
+            torch.cat([part.ref_chosen for part in parts]),
+            torch.cat([part.ref_rejected for part in parts]),
+        )
+        pairs = [pair for chunk in chunks for pair in chunk]
+        loss, _ = self.objective(logps, self._context(pairs, logps.policy_chosen.device, step))
+        chosen, rejected = torch.autograd.grad(
+            loss.mean(), (logps.policy_chosen, logps.policy_rejected), materialize_grads=True
+        )
+        return list(zip(torch.split(chosen, sizes), torch.split(rejected, sizes), strict=True))
+
     def _ensure_reference(self, pairs: Sequence[ScoredPair]) -> list[float]:
         """Computes what the reference policy has not yet been asked; returns its gaps to the sampler, in nats."""
         missing = [p for p in pairs if any(_key(p, c) not in self._reference_logps for c in (p.chosen, p.rejected))]
         gaps: list[float] = []
         for chunk in self._micro_batches(missing):
-            with torch.no_grad():
-                sides = pair_logps(self.reference, self._pack(chunk))
+            with self.policy.reference() as reference, torch.no_grad():
+                sides = pair_logps(reference, self._pack(chunk))
             for pair, chosen, rejected in zip(chunk, sides[0].tolist(), sides[1].tolist(), strict=True):
                 for completion, logp in ((pair.chosen, chosen), (pair.rejected, rejected)):
                     self._reference_logps.setdefault(_key(pair, completion), logp)
@@ -252,10 +282,10 @@ class PreferenceLearner:
         terms: dict[str, list[Tensor]],
         pairs: Sequence[ScoredPair],
         logps: PairLogps,
+        beta: float,
         parts: Mapping[str, Tensor],
     ) -> None:
         """Collects the [b] values behind each metric; names are those of TRL."""
-        beta = self.loss.beta
         chosen, rejected = logps.policy_chosen - logps.ref_chosen, logps.policy_rejected - logps.ref_rejected
         values = {
             **parts,
@@ -281,11 +311,6 @@ class PreferenceLearner:
                 terms.setdefault(name, []).append(value.detach())
 
 
-def _load(config: LearnerConfig, dtype: torch.dtype) -> Any:
-    model: nn.Module = load_causal_lm(config.model_path, dtype, config.attention)
-    return model.cuda() if torch.cuda.is_available() else model
-
-
 def _row_length(pair: ScoredPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
 
@@ -299,3 +324,16 @@ def _key(pair: ScoredPair, completion: Completion) -> str:
 def _gap(completion: Completion, logp: float) -> float:
     """Distance between the sampler's and the learner's log-probability, in nats a token."""
     return abs(sum(completion.logprobs) - logp) / len(completion.token_ids)
+
+
+def _explored(pair: ScoredPair, explore: Explore) -> Literal["chosen", "rejected"] | None:
+    """The side that the exploration bonus is for, if any; never decided by which side won."""
+    if explore == "reference":
+        if pair.chosen.origin is Origin.REFERENCE:
+            return "chosen"
+        return "rejected" if pair.rejected.origin is Origin.REFERENCE else None
+    if pair.chosen.origin is not Origin.POLICY or pair.rejected.origin is not Origin.POLICY:
+        return None
+    # Two samples of one policy are exchangeable: a coin that knows their tokens, and not the label, says which is the
+    # second one. The same pair gets the same side in every epoch.
+    return "chosen" if _key(pair, pair.chosen) < _key(pair, pair.rejected) else "rejected"

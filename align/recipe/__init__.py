@@ -8,16 +8,28 @@ import json
 
 from pydantic import TypeAdapter
 
+from align.recipe.bandit import BanditRecipe
 from align.recipe.base import KeyPath, Section
 from align.recipe.preference import PreferenceRecipe
 from align.recipe.running import Common
+from align.recipe.sft import SFTRecipe
 
-__all__ = ["KINDS", "Common", "KeyPath", "PreferenceRecipe", "Recipe", "Section", "schema_text"]
+__all__ = [
+    "KINDS",
+    "BanditRecipe",
+    "Common",
+    "KeyPath",
+    "PreferenceRecipe",
+    "Recipe",
+    "SFTRecipe",
+    "Section",
+    "schema_text",
+]
 
-Recipe = PreferenceRecipe
+Recipe = PreferenceRecipe | SFTRecipe | BanditRecipe
 """A recipe of any kind."""
 
-KINDS: dict[str, type[Recipe]] = {"preference": PreferenceRecipe}
+KINDS: dict[str, type[Recipe]] = {"preference": PreferenceRecipe, "sft": SFTRecipe, "bandit": BanditRecipe}
 """Each kind's model. A recipe without a kind is a preference recipe."""
 
 

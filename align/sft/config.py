@@ -3,17 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from align.learners.adapters import AdapterConfig
+
 Decay = Literal["constant", "linear", "cosine"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoRAConfig:
-    """A low-rank adapter in place of full fine-tuning; it is merged into the weights when the policy is saved."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +13,8 @@ class SFTConfig:
     """The training. ``batch_size`` examples an update, ``micro_batch_size`` of them a pass; ``max_length`` in tokens.
 
     ``warmup_steps`` and the two ``*_every`` are updates; ``checkpoint_every`` 0 keeps no checkpoint. ``dtype`` of
-    :class:`SFTRun` decides on mixed precision; the optimiser's weights are float32 either way.
+    :class:`SFTRun` decides on mixed precision; the optimiser's weights are float32 either way. An adapter ``lora`` is
+    merged into the weights when the policy is saved.
     """
 
     epochs: float = 1.0
@@ -36,7 +29,7 @@ class SFTConfig:
     gradient_checkpointing: bool = False
     log_every: int = 10
     checkpoint_every: int = 0
-    lora: LoRAConfig | None = None
+    lora: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "batch_size", "micro_batch_size", "max_length", "max_grad_norm", "log_every"):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from align.checkpoint import write_atomically
+from align.learners.adapters import to_peft
 from align.protocols import Metrics
-from align.sft.config import LoRAConfig, SFTRun
+from align.sft.config import SFTRun
 from align.sft.records import Record, check_lengths, fit_template
 from rollouts.models import load_causal_lm, load_tokenizer
 
@@ -161,7 +162,7 @@ def build_trainer(
         args=args,
         train_dataset=datasets.Dataset.from_list(fitted),
         processing_class=tokenizer,
-        peft_config=_adapter(sft.lora) if sft.lora else None,
+        peft_config=to_peft(sft.lora) if sft.lora else None,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
@@ -189,16 +190,3 @@ def total_steps(run: SFTRun, examples: int) -> int:
     passes = math.ceil(examples / run.sft.micro_batch_size)
     per_epoch = math.ceil(passes / (run.sft.batch_size // run.sft.micro_batch_size))
     return math.ceil(run.sft.epochs * per_epoch)
-
-
-def _adapter(lora: LoRAConfig) -> Any:
-    from peft import LoraConfig
-
-    target = lora.target_modules
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=target if isinstance(target, str) else list(target),
-        task_type="CAUSAL_LM",
-    )

@@ -21,6 +21,11 @@ from align.recipe.running import RayCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 XPO = ROOT / "recipes" / "xpo.yaml"
+LOSSES = (
+    "xpo, xpo_onpolicy, dpo, ipo, ipo_norm, hinge, nca, bco, sppo, apo_zero, apo_down, sft, kto, cdpo, robust, exo, "
+    "aot, discopop, simpo"
+)
+OFFLINE = "offline={source: {type: jsonl, path: pairs.jsonl}}"
 
 MINIMAL = """\
 name: tiny
@@ -141,9 +146,9 @@ def test_reading_a_recipe_imports_nothing_heavy() -> None:
         (
             "type: xpo",
             "type: xpoo",
-            "x.yaml:13: unknown type 'xpoo' for learner.loss, did you mean 'xpo'? (one of: xpo, dpo)",
+            f"x.yaml:13: unknown type 'xpoo' for learner.loss, did you mean 'xpo'? (one of: {LOSSES})",
         ),
-        ("    type: xpo\n", "    beta: 1\n", "x.yaml:12: missing key 'learner.loss.type' (one of: xpo, dpo)"),
+        ("    type: xpo\n", "    beta: 1\n", f"x.yaml:12: missing key 'learner.loss.type' (one of: {LOSSES})"),
         (
             "type: preference",
             "type: preferences",
@@ -197,7 +202,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_lines(recipe_file: Path) 
     recipe_file.write_text(text + "mixer: {batch_pairs: -1}\nmixer: 4\n", encoding="utf-8")
     assert complaints(recipe_file, "seed=-1", "tracking.wandb.mod=offline") == [
         "x.yaml:1: name: expected text, got 7; put it in quotes",
-        "x.yaml:13: unknown type 'xpoo' for learner.loss, did you mean 'xpo'? (one of: xpo, dpo)",
+        f"x.yaml:13: unknown type 'xpoo' for learner.loss, did you mean 'xpo'? (one of: {LOSSES})",
         "x.yaml:15: unknown key 'schedule.total_stps', did you mean 'total_steps'?",
         "x.yaml:16: mixer.batch_pairs: must be more than 0, got -1",
         "x.yaml:17: duplicate key 'mixer', first on line 16",
@@ -257,7 +262,29 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(recipe_file: Path)
         ),
         (["learner.optimizer.decay=linear"], "'linear' needs learner.optimizer.decay_steps"),
         (["schedule.checkpoint_every=3", "schedule.sync_every=2"], "must be a multiple of schedule.sync_every (2)"),
-        (["schedule.offline_steps=4"], "4 is more than schedule.total_steps (3)"),
+        (["schedule.offline_steps=2"], "offline: missing, and schedule.offline_steps need it"),
+        (["schedule.evaluate_every=3", "schedule.sync_every=2"], "it is the engine's weights that are evaluated"),
+        (
+            ["learner.loss.type=xpo_onpolicy", "label.pairing=random", "rollout.samples_per_prompt=2"],
+            "rollout.reference_samples: must be 0 for learner.loss 'xpo_onpolicy'",
+        ),
+        (
+            [
+                "learner.loss.type=xpo_onpolicy",
+                "label.pairing=random",
+                "rollout.samples_per_prompt=2",
+                "rollout.reference_samples=0",
+                "mixer.replay_ratio=0",
+            ],
+            "the bonus has zero mean",
+        ),
+        (["learner.loss={type: ipo}", "label.type=soft"], "'ipo' has no soft form"),
+        (["learner.adapter={type: adalora, total_step: 4, tinit: 4}"], "must be more than tinit + tfinal (4)"),
+        (
+            ["learner.adapter={type: adalora, total_step: 4, init_rank: 4, target_rank: 4}"],
+            "must be less than init_rank (4)",
+        ),
+        (["schedule.offline_steps=4", OFFLINE], "4 is more than schedule.total_steps (3)"),
         (["prompts.heldout={type: gym, task: chain_sum, size: 8, seed: 1}"], "is the same as prompts.train"),
         (["rollout.temperature=0"], "must be more than 0, got 0"),
     ],
@@ -390,3 +417,33 @@ def test_no_file_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, c
         load(path)
     for line in caught.value.messages:
         assert line.startswith(str(path)) and len(line.splitlines()) == 1
+
+
+def test_a_run_without_an_engine_needs_only_data_and_a_learner(recipe_file: Path) -> None:
+    recipe_file.write_text(
+        """\
+name: offline
+model: {path: some/folder}
+offline: {source: {type: jsonl, path: pairs.jsonl}}
+learner: {type: preference, loss: {type: dpo}}
+schedule: {total_steps: 3, offline_steps: 3}
+""",
+        encoding="utf-8",
+    )
+    recipe = load(recipe_file)
+    assert isinstance(recipe, PreferenceRecipe)
+    assert not recipe.is_online
+    assert complaints(recipe_file, "schedule.offline_steps=2") == [
+        f"x.yaml: {section}: missing, and online steps need it (or make all steps offline: schedule.offline_steps = "
+        "schedule.total_steps)"
+        for section in ("prompts", "rollout", "reward", "label")
+    ]
+
+
+def test_a_kind_is_one_of_those_there_are(recipe_file: Path) -> None:
+    assert complaints(recipe_file, "kind=stf") == [
+        "override 'kind=stf': unknown kind 'stf', did you mean 'sft'? (one of: preference, sft, bandit)"
+    ]
+    # A recipe of another kind has other keys, and the suggestions are from that kind.
+    recipe_file.write_text("kind: bandit\nname: a\nbandit: {round: 3}\n", encoding="utf-8")
+    assert complaints(recipe_file) == ["x.yaml:3: unknown key 'bandit.round', did you mean 'rounds'?"]
