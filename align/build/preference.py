@@ -173,11 +173,14 @@ class PreferenceRun:
                 after=[a for _, a in both] or None,
                 next_steps={
                     "train longer": self.session.command_with({"schedule.total_steps": str(2 * total)}),
-                    "start from it": self.session.command_with({"model.path": f"{path}/policy", "run.dir": f"{path}-2"}),
+                    "start from it": self.session.command_with(
+                        {"model.path": f"{path}/policy", "run.dir": f"{path}-2"}
+                    ),
                 },
             ),
             terminal_console(self.session.terminal),
         )
+
 
 def _save_policy(learner: Any, model_path: str, folder: str) -> None:
     """The trained model beside its tokenizer, whole or absent."""
@@ -195,8 +198,6 @@ def _save_policy(learner: Any, model_path: str, folder: str) -> None:
 
 def _close_learner(learner: Any) -> None:
     learner.close()
-
-
 
 
 def _intruders(learner: Any) -> Any:

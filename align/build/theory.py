@@ -46,8 +46,8 @@ def _bandit(recipe: BanditRecipe, session: Session) -> Iterable[RenderableType]:
 def _sequences(recipe: BanditRecipe, session: Session) -> Iterable[Any]:
     if recipe.sequences is None:
         return
-    from align.theory.sequences_report import plot_sequences, sequences_table
     from align.theory.sequences import SequencesConfig, run_sequences
+    from align.theory.sequences_report import plot_sequences, sequences_table
 
     section = recipe.sequences
     session.say(f"a small language model: {section.rounds} rounds for each of {section.seeds} seeds and three losses")
