@@ -8,12 +8,17 @@ Decay = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class LoRAConfig:
-    """A low-rank adapter in place of full fine-tuning; it is merged into the weights when the policy is saved."""
+    """A low-rank adapter (arXiv 2106.09685) in place of full fine-tuning, merged into the weights of the saved policy.
+
+    Its update is scaled by ``alpha / rank``, with ``use_rslora`` by ``alpha / sqrt(rank)`` (arXiv 2312.03732). Without
+    ``target_modules`` all linear layers but the head are adapted.
+    """
 
     rank: int = 16
-    alpha: int = 32
+    alpha: float = 32.0
+    use_rslora: bool = False
     dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

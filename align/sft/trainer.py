@@ -194,11 +194,11 @@ def total_steps(run: SFTRun, examples: int) -> int:
 def _adapter(lora: LoRAConfig) -> Any:
     from peft import LoraConfig
 
-    target = lora.target_modules
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # only ever divided
+        use_rslora=lora.use_rslora,
         lora_dropout=lora.dropout,
-        target_modules=target if isinstance(target, str) else list(target),
+        target_modules=list(lora.target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )

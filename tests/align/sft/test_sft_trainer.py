@@ -114,7 +114,7 @@ def test_a_policy_is_saved_in_the_runs_own_format(tiny_model: Path, tmp_path: Pa
 
 
 def test_an_adapter_is_merged_into_the_policy(tiny_model: Path, tmp_path: Path) -> None:
-    config = run(tiny_model, epochs=4, lora=LoRAConfig(rank=2, alpha=8))
+    config = run(tiny_model, epochs=4, lora=LoRAConfig(rank=2, alpha=8.0))
     policy, logged = trained(tiny_model, tmp_path, config)
     assert logged[-1]["loss/total"] < logged[0]["loss/total"]
     start, end = weights(tiny_model), weights(policy)
