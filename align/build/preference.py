@@ -60,7 +60,7 @@ class PreferenceRun:
         session.say(f"starting {engines}the learner ({recipe.cluster.type})")
         supervisor = self._supervisor(rollout) if rollout else None
         self.learner = host_learner(self.cluster, recipe.cluster, self._learner_factory())
-        session.stack.callback(self.cluster.apply, self.learner, _close_learner)
+        session.stack.callback(self._end_learner)
         self.parts = self._parts(supervisor, mixer)
 
     def execute(self) -> None:
@@ -144,6 +144,16 @@ class PreferenceRun:
                 recipe.label, scorer, recipe.seed, tracker.samples, console.table_every, console.table_rows
             )
         return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
+
+    def _end_learner(self) -> None:
+        """Takes back the published weights, also where the learner's process has died and cannot do it itself."""
+        from cluster.host import HostError
+        from cluster.weights import SHARED_MEMORY, sweep
+
+        try:
+            self.cluster.apply(self.learner, _close_learner)
+        except HostError:
+            sweep(SHARED_MEMORY)
 
     def _save_policy(self, name: str) -> None:
         folder = (self.folder.path / name).resolve()

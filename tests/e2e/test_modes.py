@@ -1,12 +1,15 @@
 """The modes of the preference learner as whole programs: offline alone, offline to online, on-policy, soft labels."""
 
 import json
+import os
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from align.tracking.metrics import undocumented
-from tests.e2e.programs import finish, metrics, same_weights
+from tests.e2e.programs import finish, metrics, same_weights, start
 
 pytestmark = pytest.mark.e2e
 
@@ -87,3 +90,35 @@ def test_one_update_on_each_fresh_on_policy_batch_is_refused_and_the_message_say
     assert done.returncode == 2
     assert "zero mean" in done.stderr
     assert "mixer.epochs" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_learner_that_is_killed_ends_the_run_in_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = (
+        "./recipes/smoke/dpo_tiny.yaml",
+        f"run.dir={folder}",
+        "cluster={type: ray}",
+        "schedule={total_steps: 500, offline_steps: 500, sync_every: 1, checkpoint_every: 1}",
+        "learner.intruders=false",
+    )
+    process = start(*words)
+    until = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    [victim] = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "PartServer" in " ".join(p.cmdline())
+    ]
+    published = [name for name in os.listdir("/dev/shm") if f"-{victim.pid}-" in name and name.startswith("polestar-")]
+    assert published
+    victim.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "'learner'" in err.strip().splitlines()[-1]
+    assert not set(published) & set(os.listdir("/dev/shm"))
+    done = len(metrics(folder))
+    again = finish(*words[:3], f"schedule={{total_steps: {done + 1}, offline_steps: 500, sync_every: 1}}")
+    assert again.returncode == 2  # the schedule is the run's; a shorter one is refused, and says so
+    assert "schedule" in again.stderr
