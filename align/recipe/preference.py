@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from align.recipe.base import KeyPath
+from align.recipe.base import KeyPath, refuse
 from align.recipe.data import Offline
 from align.recipe.judgement import Label, Reward
 from align.recipe.learning import Learner, Mixer
@@ -49,10 +48,7 @@ class PreferenceRecipe(Common):
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
-        conflicts = list(_conflicts(self))
-        if conflicts:
-            text = "; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in conflicts)
-            raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": conflicts})
+        refuse(_conflicts(self))
         return self
 
 

@@ -1,10 +1,11 @@
 """The recipe of a supervised warm start."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from align.recipe.base import Section
+from align.recipe.base import KeyPath, Section, refuse
 from align.recipe.learning import LoRAAdapter
 from align.recipe.rollout import Model, Prompts
 from align.recipe.running import Common
@@ -115,3 +116,24 @@ class SFTRecipe(Common):
     """The training, by TRL's `SFTTrainer`."""
     evaluation: TwoPhaseEvaluation = Field(default_factory=TwoPhaseEvaluation)
     """How the held-out prompts are answered, before and after."""
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        refuse(_conflicts(self))
+        return self
+
+
+def _conflicts(recipe: SFTRecipe) -> Iterator[tuple[KeyPath, str]]:
+    """Keys that are right by themselves and wrong together; the path is the key to change."""
+    sft, evaluation = recipe.sft, recipe.evaluation
+    if sft.batch_size % sft.micro_batch_size:
+        yield ("sft", "batch_size"), f"must be a multiple of sft.micro_batch_size ({sft.micro_batch_size})"
+    if sft.checkpoint_every % sft.log_every:
+        yield ("sft", "checkpoint_every"), f"must be a multiple of sft.log_every ({sft.log_every})"
+    if evaluation.plan_tokens >= evaluation.max_new_tokens:
+        yield (
+            ("evaluation", "plan_tokens"),
+            f"must be less than evaluation.max_new_tokens ({evaluation.max_new_tokens}), which the execution shares",
+        )
+    if recipe.prompts.train == recipe.prompts.heldout:
+        yield ("prompts", "heldout"), "is the same as prompts.train; held-out prompts must share nothing with them"

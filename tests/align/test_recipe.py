@@ -447,3 +447,14 @@ def test_a_kind_is_one_of_those_there_are(recipe_file: Path) -> None:
     # A recipe of another kind has other keys, and the suggestions are from that kind.
     recipe_file.write_text("kind: bandit\nname: a\nbandit: {round: 3}\n", encoding="utf-8")
     assert complaints(recipe_file) == ["x.yaml:3: unknown key 'bandit.round', did you mean 'rounds'?"]
+
+
+def test_a_warm_starts_contradictions_are_refused(recipe_file: Path) -> None:
+    warm = ROOT / "recipes" / "sft.yaml"
+    for override, message in (
+        ("sft.micro_batch_size=12", "sft.batch_size: must be a multiple of sft.micro_batch_size (12)"),
+        ("sft.checkpoint_every=7", "sft.checkpoint_every: must be a multiple of sft.log_every (5)"),
+        ("evaluation.plan_tokens=64", "evaluation.plan_tokens: must be less than evaluation.max_new_tokens (64)"),
+    ):
+        (line,) = complaints(warm, override)
+        assert message in line
