@@ -1,6 +1,7 @@
 """AdamW on float32 master weights, for a model that computes in bfloat16 or float32."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,8 +64,11 @@ class MasterAdamW:
                 master.grad.add_(p.grad)
             p.grad = None
 
-    def step(self) -> dict[str, float]:
+    def step(self, then: Callable[[int], Mapping[str, float]] = lambda steps: {}) -> dict[str, float]:
         """Clips, steps, rounds the masters back into the model; returns ``optim/lr`` and ``optim/grad_norm``.
+
+        ``then`` is called with the number of steps taken while the gradients are still there; its metrics are added.
+        It may change parameters that are their own masters, which float32 ones are.
 
         Raises ``FloatingPointError`` when the gradient is not finite; the weights are then untouched.
         """
@@ -75,13 +79,14 @@ class MasterAdamW:
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
         with torch.no_grad():
             for (_, p), master in zip(self._params, self._masters, strict=True):
                 if master is not p:
                     p.copy_(master)
         self.steps += 1
-        return {"optim/lr": lr, "optim/grad_norm": norm}
+        metrics = then(self.steps)
+        self._adamw.zero_grad(set_to_none=True)
+        return {"optim/lr": lr, "optim/grad_norm": norm, **metrics}
 
     def state_dict(self) -> dict[str, Any]:
         masters = {name: m.detach() for (name, _), m in zip(self._params, self._masters, strict=True)}

@@ -9,14 +9,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from align.learners.adapters import AdapterConfig
+from align.learners.intruders import IntruderReport, intruder_report
 from align.learners.optim import MasterAdamW, OptimizerConfig
+from align.learners.policy import build_policy
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
 from align.losses.preference import dpo_loss, xpo_bonus
 from align.types import PackedPairs, PairBatch, PairLogps
 from rewards.types import ScoredPair
-from rollouts.models import load_causal_lm
 from rollouts.types import Completion, Origin, WeightUpdate
 
 
@@ -75,7 +77,10 @@ class XPO:
 
 @dataclass(frozen=True, slots=True)
 class LearnerConfig:
-    """``micro_batch_tokens`` bounds the padded tokens of one forward pass; ``attention`` is transformers' name."""
+    """``micro_batch_tokens`` bounds the padded tokens of one forward pass; ``attention`` is transformers' name.
+
+    ``adapter`` trains a low-rank update, drawn from ``seed``, in place of all weights.
+    """
 
     model_path: Path
     optimizer: OptimizerConfig
@@ -83,6 +88,8 @@ class LearnerConfig:
     attention: str = "eager"
     micro_batch_tokens: int = 1024
     gradient_checkpointing: bool = False
+    adapter: AdapterConfig | None = None
+    seed: int = 0
     probe_ids: tuple[int, ...] = ()
     compare_sampler: bool = True
     """Whether the sampler's log-probabilities are those of the plain policy (temperature 1, no filter)."""
@@ -98,14 +105,17 @@ class PreferenceLearner:
     def __init__(self, config: LearnerConfig, loss: PairLoss, make_publisher: Callable[[Any], Publisher]) -> None:
         self.config = config
         self.loss = loss
-        dtype: torch.dtype = getattr(torch, config.dtype)
-        # In evaluation mode, without dropout: a preference loss is about the policy that is deployed.
-        self.policy, self.reference = _load(config, dtype), _load(config, dtype)
-        self.reference.requires_grad_(False)
-        if config.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable()
-        self._publisher = make_publisher(self.policy)
-        self._optim = MasterAdamW(self.policy, config.optimizer)
+        self.policy = build_policy(
+            config.model_path,
+            dtype=getattr(torch, config.dtype),
+            attention=config.attention,
+            gradient_checkpointing=config.gradient_checkpointing,
+            adapter=config.adapter,
+            seed=config.seed,
+        )
+        self._model = self.policy.model
+        self._publisher = make_publisher(self._model)
+        self._optim = MasterAdamW(self._model, config.optimizer)
         self._version = 0
         self._published_at = 0
         self._reference_logps: dict[str, float] = {}
@@ -121,7 +131,7 @@ class PreferenceLearner:
         seen: list[tuple[ScoredPair, float, float]] = []
         for chunk in self._micro_batches(pairs):
             packed = self._pack(chunk)
-            chosen, rejected = pair_logps(self.policy, packed)
+            chosen, rejected = pair_logps(self._model, packed)
             logps = PairLogps(chosen, rejected, *self._reference_of(chunk, chosen.device))
             ref_is_chosen = torch.tensor([p.chosen.origin is Origin.REFERENCE for p in chunk], device=chosen.device)
             has_ref = ref_is_chosen | torch.tensor(
@@ -132,6 +142,10 @@ class PreferenceLearner:
             self._optim.accumulate()
             self._note(terms, chunk, logps, {"loss/total": loss, **parts})
             seen += zip(chunk, chosen.tolist(), rejected.tolist(), strict=True)
+        if (extra := self.policy.extra_loss()) is not None:
+            extra.backward()  # type: ignore[no-untyped-call]
+            self._optim.accumulate()
+            extra = extra.detach()
         computed = time.perf_counter()
         if self._optim.steps == self._published_at:
             gaps += self._sampler_gaps(seen)
@@ -139,7 +153,9 @@ class PreferenceLearner:
         if gaps:
             metrics |= {"mismatch/logp_gap_mean": float(np.mean(gaps)), "mismatch/logp_gap_max": max(gaps)}
         metrics |= {"beta": self.loss.beta, "alpha": self.loss.alpha, "buffer/fresh_fraction": batch.fresh / total}
-        metrics |= self._optim.step()
+        if extra is not None:
+            metrics |= {"loss/total": metrics["loss/total"] + float(extra), "loss/orthogonality": float(extra)}
+        metrics |= self._optim.step(self.policy.after_step)
         return metrics | {
             "perf/reference_s_total": referenced - began,
             "perf/forward_backward_s_total": computed - referenced,
@@ -155,16 +171,18 @@ class PreferenceLearner:
         """
         if self._optim.steps != self._published_at:
             self._version += 1
-        tied = getattr(self.policy, "_tied_weights_keys", None) if self.policy.config.tie_word_embeddings else None
-        tensors = {n: p.detach() for n, p in self.policy.state_dict().items() if n not in (tied or ())}
-        uri = self._publisher.publish(tensors, self._version)
+        uri = self._publisher.publish(self.policy.published(), self._version)
         self._published_at = self._optim.steps
         probe = self.config.probe_ids
-        return WeightUpdate(self._version, uri, probe, sequence_logps(self.policy, probe) if probe else ())
+        return WeightUpdate(self._version, uri, probe, sequence_logps(self._model, probe) if probe else ())
 
     def save_model(self, folder: Path) -> None:
-        """Writes the policy in the Hugging Face format."""
-        self.policy.save_pretrained(folder)
+        """Writes the policy in the Hugging Face format, an adapter also alone, in peft's, to ``folder/adapter``."""
+        self.policy.save(folder)
+
+    def intruders(self, top_k: int = 10, epsilon: float = 0.5) -> IntruderReport:
+        """What training made of the model's spectra so far; a decomposition of every updated matrix, so not quick."""
+        return intruder_report(self.policy.initial(), self.policy.published(), top_k=top_k, epsilon=epsilon)
 
     def close(self) -> None:
         """Takes back the published weights."""
@@ -173,6 +191,7 @@ class PreferenceLearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "optim": self._optim.state_dict(),
+            "policy": self.policy.state_dict(),
             "version": self._version,
             "published_at": self._published_at,
             "reference_logps": dict(self._reference_logps),
@@ -181,6 +200,7 @@ class PreferenceLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optim.load_state_dict(state["optim"])
+        self.policy.load_state_dict(state["policy"])
         self._version = state["version"]
         self._published_at = state["published_at"]
         self._reference_logps = dict(state["reference_logps"])
@@ -189,20 +209,23 @@ class PreferenceLearner:
     def _gflop(self, pairs: Sequence[ScoredPair]) -> float:
         """Billions of multiplications and additions in the matrix products of a forward and backward pass.
 
-        Six for each weight and token: the decoder's weights on the tokens of a row, the head's on completion tokens.
-        Padding and attention scores are left out, so that a rate computed from it is of useful work.
+        Six for each weight and token, four where the weight is frozen: the decoder's weights on the tokens of a row,
+        the head's on completion tokens. Padding and attention scores are left out, so that a rate computed from it is
+        of useful work.
         """
-        head: int = self.policy.get_output_embeddings().weight.numel()
-        tied = self.policy.config.tie_word_embeddings
-        embeddings = head if tied else head + self.policy.get_input_embeddings().weight.numel()
-        decoder: int = sum(p.numel() for p in self.policy.parameters()) - embeddings
+        head = self._model.get_output_embeddings().weight
+        ends = {id(head), id(self._model.get_input_embeddings().weight)}
+        decoder: int = sum(
+            (6 if p.requires_grad else 4) * p.numel() for p in self._model.parameters() if id(p) not in ends
+        )
         completions = sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)
-        return 6e-9 * (decoder * sum(map(_row_length, pairs)) + head * completions)
+        head_cost: int = (6 if head.requires_grad else 4) * head.numel()
+        return 1e-9 * (decoder * sum(map(_row_length, pairs)) + head_cost * completions)
 
     def _pack(self, pairs: Sequence[ScoredPair]) -> PackedPairs:
         triples = [(p.prompt_ids, p.chosen.token_ids, p.rejected.token_ids) for p in pairs]
         packed = pack_pairs(triples, pad_id=0)
-        device = next(self.policy.parameters()).device
+        device = next(self._model.parameters()).device
         return PackedPairs(packed.input_ids.to(device), packed.position_ids.to(device), packed.segments.to(device))
 
     def _micro_batches(self, pairs: Sequence[ScoredPair]) -> Iterator[list[ScoredPair]]:
@@ -221,8 +244,8 @@ class PreferenceLearner:
         missing = [p for p in pairs if any(_key(p, c) not in self._reference_logps for c in (p.chosen, p.rejected))]
         gaps: list[float] = []
         for chunk in self._micro_batches(missing):
-            with torch.no_grad():
-                sides = pair_logps(self.reference, self._pack(chunk))
+            with self.policy.reference() as reference, torch.no_grad():
+                sides = pair_logps(reference, self._pack(chunk))
             for pair, chosen, rejected in zip(chunk, sides[0].tolist(), sides[1].tolist(), strict=True):
                 for completion, logp in ((pair.chosen, chosen), (pair.rejected, rejected)):
                     self._reference_logps.setdefault(_key(pair, completion), logp)
@@ -279,11 +302,6 @@ class PreferenceLearner:
         for name, value in values.items():
             if value.numel():
                 terms.setdefault(name, []).append(value.detach())
-
-
-def _load(config: LearnerConfig, dtype: torch.dtype) -> Any:
-    model: nn.Module = load_causal_lm(config.model_path, dtype, config.attention)
-    return model.cuda() if torch.cuda.is_available() else model
 
 
 def _row_length(pair: ScoredPair) -> int:

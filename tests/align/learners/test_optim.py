@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch import nn
 from align.learners.optim import MasterAdamW, OptimizerConfig
 from align.learners.preference import XPO, LearnerConfig, PreferenceLearner
 from align.types import PairBatch
-from rewards.types import ScoredPair
-from rollouts.types import Completion, Finish, Message, Origin, Prompt
+from rollouts.types import Origin
+from tests.align.learners.pairs import BATCH, PAIRS, Shelf
 
 
 def test_learning_rate_by_hand() -> None:
@@ -57,39 +56,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone() -> None:
     assert torch.equal(layer.weight, before)
 
 
-def pair(i: int, ours: tuple[int, ...], theirs: tuple[int, ...]) -> ScoredPair:
-    def completion(ids: tuple[int, ...], origin: Origin) -> Completion:
-        return Completion(ids, (-1.0,) * len(ids), "", Finish.STOP, origin, 0)
-
-    prompt = Prompt(f"p{i}", (Message("user", "x"),))
-    return ScoredPair(
-        prompt, (5, 6, 7 + i), completion(ours, Origin.POLICY), completion(theirs, Origin.REFERENCE), 1.0, 1.0, 1
-    )
-
-
-class Shelf:
-    """Keeps what is published."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    def publish(self, tensors: Any, version: int) -> str:
-        self.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        return f"file:v{version}"
-
-    def close(self) -> None:
-        return None
-
-
 def learner(model: Path, micro: int, dtype: str = "float32", **loss: float) -> PreferenceLearner:
     config = LearnerConfig(
         model, OptimizerConfig(lr=1e-3, max_grad_norm=0.5), dtype=dtype, micro_batch_tokens=micro, probe_ids=(5, 6, 7)
     )
     return PreferenceLearner(config, XPO(**{"beta": 0.1, "alpha": 1e-3, **loss}), lambda policy: Shelf())
-
-
-PAIRS = tuple(pair(i, (8 + i, 9, 2), (20 + i, 2)) for i in range(8))
-BATCH = PairBatch(PAIRS, (False,) * 8, 8)
 
 
 def test_accumulation_averages(tiny_model: Path) -> None:
