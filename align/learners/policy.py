@@ -185,12 +185,9 @@ class AdapterPolicy:
     def save(self, folder: Path) -> None:
         """Writes the merged model, and the adapter alone in peft's format to ``folder/adapter``."""
         self.model.save_pretrained(folder, state_dict=dict(self.published()))
-        peft_config = self._peft.peft_config[ADAPTER]
-        pattern = getattr(peft_config, "rank_pattern", None)
         with warnings.catch_warnings():  # a matrix may have lost all its directions: no fault, as peft suspects
             warnings.filterwarnings("ignore", message=".*have invalid shape")
             self._peft.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-        peft_config.rank_pattern = pattern  # peft renames its entries while it saves
 
     def state_dict(self) -> dict[str, Any]:
         if self.config.type != "adalora":
