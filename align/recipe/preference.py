@@ -158,6 +158,13 @@ def _learner_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]
             f"'{loss.type}' has no soft form; soft labels go with dpo, xpo or xpo_onpolicy",
         )
     adapter = learner.adapter
+    engine = recipe.rollout.engine if recipe.rollout else None
+    if adapter.type != "full" and engine and engine.type == "vllm" and engine.weight_transfer != "shm":
+        yield (
+            ("rollout", "engine", "weight_transfer"),
+            f"'{engine.weight_transfer}' sends the model's own tensors, and a {adapter.type} policy has to be merged first; "
+            "use 'shm'",
+        )
     if adapter.type == "adalora":
         if adapter.target_rank >= adapter.init_rank:
             yield ("learner", "adapter", "target_rank"), f"must be less than init_rank ({adapter.init_rank})"
