@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -110,10 +111,11 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         workers = {name: stack.enter_context(_worker(name, case)) for name in ARMS}
         for worker in workers.values():
             worker()
-        for _ in range(repeats):
+        for repeat in range(repeats):
             for name, worker in workers.items():
                 last[name] = worker()
                 seconds[name].append(last[name]["seconds"])
+                print(f"{case.shape} {name} {repeat + 1}/{repeats}: {seconds[name][-1]:.2f} s", file=sys.stderr)
     gaps = [abs(a - b) for a, b in zip(last["ours"]["logps"], last["naive"]["logps"], strict=True)]
     return asdict(case.shape) | {
         "arms": {
