@@ -122,6 +122,24 @@ def schema_command(
     return 0
 
 
+@app.command("compare")
+@_command
+def compare_command(
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=FOLDER...", help="Run folders, grouped by label.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("runs/compare.png"),
+) -> int:
+    """Set groups of runs side by side: held-out accuracy against labelled pairs, with intervals over seeds."""
+    from rich.console import Console
+
+    from align.tracking.compare import compare_table, groups, plot_comparison
+
+    curves = groups(runs)
+    Console().print(compare_table(curves))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"drawn to {plot_comparison(curves, out)}")
+    return 0
+
+
 @cluster_app.command("up")
 @_command
 def cluster_up(

@@ -162,7 +162,7 @@ def _learner_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]
     if adapter.type != "full" and engine and engine.type == "vllm" and engine.weight_transfer != "shm":
         yield (
             ("rollout", "engine", "weight_transfer"),
-            f"'{engine.weight_transfer}' sends its tensors as they are, and a {adapter.type} policy has to be merged first; "
+            f"'{engine.weight_transfer}' sends tensors as they are, and a {adapter.type} policy has to be merged; "
             "use 'shm'",
         )
     if adapter.type == "adalora":

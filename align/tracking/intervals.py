@@ -4,6 +4,24 @@ import math
 from collections.abc import Sequence
 
 Z95 = 1.959963984540054
+# Student's t, 97.5% quantile, by degrees of freedom 1 to 30.
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """``(mean, low, high)`` of independent runs by Student's t; a single run has an interval without ends."""
+    if not values:
+        raise ValueError("an interval over seeds needs at least one run")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, -math.inf, math.inf
+    freedom = len(values) - 1
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / freedom)
+    half = (T95[freedom - 1] if freedom <= len(T95) else Z95) * deviation / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:

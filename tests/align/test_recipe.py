@@ -280,7 +280,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(recipe_file: Path)
         ),
         (
             ["rollout.engine={type: vllm, weight_transfer: nccl}", "learner.adapter={type: lora}"],
-            "a lora policy has to be merged first; use 'shm'",
+            "a lora policy has to be merged; use 'shm'",
         ),
         (["learner.loss={type: ipo}", "label.type=soft"], "'ipo' has no soft form"),
         (["learner.adapter={type: adalora, total_step: 4, tinit: 4}"], "must be more than tinit + tfinal (4)"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.tracking.intervals import accuracy_difference, wilson
+from align.tracking.intervals import accuracy_difference, over_seeds, wilson
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=60)
 
@@ -73,3 +73,12 @@ def test_swapping_before_and_after_turns_the_interval_round(scores: list[tuple[f
 def test_bad_scores_are_refused(before: list[float], after: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         accuracy_difference(before, after)
+
+
+def test_three_seeds_by_hand() -> None:
+    # Mean 0.4, deviations -0.1, 0, 0.1: s = 0.1; half = 4.303 * 0.1 / sqrt(3) = 0.24843.
+    mean, low, high = over_seeds([0.3, 0.4, 0.5])
+    assert (mean, low, high) == pytest.approx((0.4, 0.15157, 0.64843), abs=1e-5)
+    assert over_seeds([0.7]) == (0.7, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least one run"):
+        over_seeds([])
