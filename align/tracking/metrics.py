@@ -61,6 +61,13 @@ METRICS: dict[str, str] = {
     "eval/length_mean": "tokens of a completion on held-out problems, mean",
     "eval/contain_eos_token": "share of held-out completions that end with the end-of-sequence token (0..1)",
     "eval/failed": "held-out completions whose score failed; they are left out of eval/accuracy",
+    # Small problems with exact answers (`align.theory`).
+    "bandit/*/suboptimality": "max J_beta - J_beta(pi) of this round's iterate, mean over runs (units of the reward)",
+    "bandit/*/suboptimality_low": "lower end of the 95% interval of the mean suboptimality over runs",
+    "bandit/*/suboptimality_high": "upper end of the 95% interval of the mean suboptimality over runs",
+    "bandit/*/stuck": "share of runs whose every iterate is at least `gap` suboptimal (0..1)",
+    "theory/suboptimality": "max J_beta - J_beta(pi) of the policy, by enumeration (units of the reward)",
+    "theory/good_probability": "the policy's exact probability of a good completion (0..1)",
     # The system. The phases and `other` add up to `step`.
     "timing_s/step": "wall time from the previous step's end to this one's (seconds)",
     "timing_s/other": "wall time of the step that no phase claims (seconds)",

@@ -1,0 +1,1 @@
+"""Small problems whose every quantity can be computed exactly, on which XPO's theorem can be watched at work."""

@@ -1,0 +1,191 @@
+"""XPO against online DPO on a tiny language model, by gradient, through the learner and the loop of the real recipes.
+
+The bandit of :mod:`align.theory.bandit` minimises exactly over all policies. Here the policy is a Llama of one layer,
+its objective is followed by AdamW, and everything but sampling is what a real run uses: :func:`align.loop.run`,
+:class:`align.learners.preference.PreferenceLearner`, :class:`rewards.labeller.PairLabeller`,
+:class:`align.buffers.pairs.PairMixer`. Sampling and evaluation are exact, by listing all completions.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from align import loop
+from align.buffers.pairs import PairMixer
+from align.learners.optim import OptimizerConfig
+from align.learners.preference import DPO, XPO, LearnerConfig, PairLoss, PreferenceLearner
+from align.protocols import Tracker
+from align.theory import exact
+from align.tracking.tracker import RunTracker
+from rewards.labeller import LabelConfig, PairLabeller
+from rollouts.models import load_causal_lm
+
+Floats = NDArray[np.float64]
+ARMS = ("online_dpo", "xpo", "wrong_sign")
+
+
+@dataclass(frozen=True, slots=True)
+class SequencesConfig:
+    """The task, the optimisation, and the seeds.
+
+    The model knows ``vocabulary`` tokens, 0 being the end, and writes at most ``length`` of them. A completion is good
+    when it starts with the last token of the vocabulary twice; it pays ``reward_good``, all others ``reward_other``.
+    The reference policy writes that token with probability ``rare`` wherever it stands, so that its chance of a good
+    completion is about ``rare`` squared. A round draws ``pairs`` pairs, and learns from them once and from
+    ``replay_ratio`` times as many old ones, ``batch_pairs`` to an optimiser step. A run counts as stuck when every one
+    of its iterates is at least ``gap`` suboptimal in the regularised objective.
+    """
+
+    vocabulary: int = 4
+    length: int = 3
+    rare: float = 0.01
+    reward_good: float = 2.0
+    reward_other: float = 0.0
+    beta: float = 0.1
+    alpha: float = 0.01
+    lr: float = 3.0e-3
+    pairs: int = 8
+    batch_pairs: int = 8
+    replay_ratio: float = 3.0
+    rounds: int = 40
+    seeds: tuple[int, ...] = tuple(range(10))
+    gap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 3 or self.length < 2:
+            raise ValueError(f"vocabulary {self.vocabulary} and length {self.length}: give at least 3 and 2")
+        if not 0 < self.rare < 1 / self.vocabulary:
+            raise ValueError(f"rare is {self.rare}; it must lie between 0 and 1/vocabulary")
+        if not self.seeds:
+            raise ValueError("no seeds to run; give at least one")
+
+    @property
+    def completions(self) -> tuple[exact.Tokens, ...]:
+        return exact.all_completions(self.vocabulary, self.length)
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Which completions are good, [N]."""
+        wanted = (self.vocabulary - 1,) * 2
+        return np.array([c[:2] == wanted for c in self.completions])
+
+
+@dataclass(frozen=True, slots=True)
+class SequencesResult:
+    """``suboptimality[k, s, t]`` after round t (0: the reference policy) of ``ARMS[k]`` with ``config.seeds[s]``.
+
+    ``good_probability`` has the same shape: the policy's probability of a good completion.
+    """
+
+    config: SequencesConfig
+    suboptimality: Floats
+    good_probability: Floats
+
+    @property
+    def stuck(self) -> NDArray[np.bool_]:
+        """Which runs have every iterate at least ``gap`` suboptimal, [K, seeds]."""
+        best: Floats = self.suboptimality.min(axis=2)
+        return best >= self.config.gap
+
+
+def run_sequences(config: SequencesConfig) -> SequencesResult:
+    """Runs every arm with every seed; the arms of one seed share the reference model and the random numbers."""
+    curves: list[list[exact.ExactEvaluator]] = [[] for _ in ARMS]
+    for seed in config.seeds:
+        with tempfile.TemporaryDirectory(prefix="polestar-theory-") as folder:
+            path = build_reference(config, Path(folder), seed)
+            for arm, row in zip(ARMS, curves, strict=True):
+                row.append(run_once(config, arm, seed, path, RunTracker(())))
+    return SequencesResult(
+        config,
+        np.array([[curve.suboptimality for curve in row] for row in curves]),
+        np.array([[curve.good_probability for curve in row] for row in curves]),
+    )
+
+
+def run_once(config: SequencesConfig, arm: str, seed: int, model: Path, tracker: Tracker) -> exact.ExactEvaluator:
+    """One run of one arm from the reference policy in the folder ``model``; returns its evaluator, with the curves."""
+    completions, good = config.completions, config.good
+    rewards = np.where(good, config.reward_good, config.reward_other)
+    weights = exact.MemoryWeights()
+    collector = exact.ExactCollector(
+        load_causal_lm(model, torch.float32), completions, weights, pairs=config.pairs, seed=seed
+    )
+    value = exact.RegularisedValue(rewards, collector.policy_logps, config.beta)
+    evaluator = exact.ExactEvaluator(lambda: collector.policy_logps, value, good)
+    labels = LabelConfig(label="bradley_terry", pairing="reference", ties="random", seed=seed)
+    learner_config = LearnerConfig(
+        model_path=model,
+        optimizer=OptimizerConfig(lr=config.lr),
+        dtype="float32",
+        probe_ids=(*exact.PROMPT_IDS, *range(1, config.vocabulary)),
+    )
+    learner = PreferenceLearner(learner_config, _loss(config, arm), lambda policy: weights)
+    parts = loop.Parts(
+        collector=collector,
+        labeller=PairLabeller(exact.TableScorer(completions, rewards), labels),
+        mixer=PairMixer(batch_pairs=config.batch_pairs, replay_ratio=config.replay_ratio, seed=seed),
+        learner=learner,
+        evaluator=evaluator,
+        tracker=tracker,
+    )
+    loop.run(parts, loop.Schedule(total_steps=config.rounds, evaluate_every=1), save=lambda step: None)
+    learner.close()
+    return evaluator
+
+
+def _loss(config: SequencesConfig, arm: str) -> PairLoss:
+    match arm:
+        case "online_dpo":
+            return DPO(config.beta)
+        case "xpo":
+            return XPO(config.beta, config.alpha)
+        case "wrong_sign":
+            return XPO(config.beta, -config.alpha)
+    raise ValueError(f"no arm is called {arm!r}; there are {', '.join(ARMS)}")
+
+
+def build_reference(config: SequencesConfig, folder: Path, seed: int, steps: int = 300) -> Path:
+    """Writes a Llama that was fitted, by gradient, to the task's reference policy; returns ``folder``.
+
+    The fit is to the next-token probabilities themselves, over every beginning of a completion, so that the rare
+    token comes out with the probability it should have and not with what a sample of it happened to have.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    architecture = LlamaConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        tie_word_embeddings=False,
+        bos_token_id=exact.END,
+        eos_token_id=exact.END,
+        pad_token_id=exact.END,
+    )
+    common = (1 - config.rare) / (config.vocabulary - 1)
+    target = torch.tensor([common] * (config.vocabulary - 1) + [config.rare])
+    beginnings = sorted({c[:-1] for c in config.completions if len(c) == config.length})
+    inputs = torch.tensor([[*exact.PROMPT_IDS, *beginning] for beginning in beginnings])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = LlamaForCausalLM(architecture)  # type: ignore[no-untyped-call]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _ in range(steps):
+        logps = model(input_ids=inputs, use_cache=False).logits.log_softmax(-1)
+        loss = (target * (target.log() - logps)).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.save_pretrained(folder)
+    return folder
