@@ -66,6 +66,10 @@ METRICS: dict[str, str] = {
     "bandit/*/suboptimality_low": "lower end of the 95% interval of the mean suboptimality over runs",
     "bandit/*/suboptimality_high": "upper end of the 95% interval of the mean suboptimality over runs",
     "bandit/*/stuck": "share of runs whose every iterate is at least `gap` suboptimal (0..1)",
+    "sequences/*/suboptimality": "max J_beta - J_beta(pi) of the iterate, mean over seeds (units of the reward)",
+    "sequences/*/suboptimality_low": "lower end of the 95% interval of the mean suboptimality over seeds",
+    "sequences/*/suboptimality_high": "upper end of the 95% interval of the mean suboptimality over seeds",
+    "sequences/*/stuck": "share of seeds whose every iterate is at least `gap` suboptimal (0..1)",
     "theory/suboptimality": "max J_beta - J_beta(pi) of the policy, by enumeration (units of the reward)",
     "theory/good_probability": "the policy's exact probability of a good completion (0..1)",
     # The system. The phases and `other` add up to `step`.
