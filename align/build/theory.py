@@ -1,8 +1,8 @@
 """The theory experiments, from their recipe."""
 
 import io
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 
@@ -14,13 +14,24 @@ from align.tracking.jsonl import JsonlSink
 from align.tracking.report import SUMMARY_TEXT
 from align.tracking.tracker import RunTracker
 
+Experiment = tuple[str, RenderableType, Iterable[tuple[int, dict[str, float]]], Callable[[Path], Path]]
+"""Its name, its table, its numbers by round, and what draws it."""
+
 
 def run_theory(recipe: BanditRecipe, session: Session) -> None:
     """Plays the bandit and, where the recipe has it, trains the small language model; shows tables and pictures."""
     if session.has_summary():
         session.show_finished("start another with run.dir=runs/new")
         return
-    tables = [*_bandit(recipe, session), *_sequences(recipe, session)]
+    experiments = [*_bandit(recipe, session), *_sequences(recipe, session)]
+    wandb = session.wandb()
+    with RunTracker([JsonlSink(session.folder.path), wandb]) as tracker:
+        step = 0
+        for step, numbers in _joined(experiments):
+            tracker.log(step, numbers)
+        for name, _, _, plot in experiments:
+            wandb.picture(name, plot(session.folder.path / f"{name}.png"), step)
+    tables = [table for _, table, _, _ in experiments]
     console = terminal_console(session.terminal)
     for table in tables:
         console.print(table)
@@ -28,33 +39,33 @@ def run_theory(recipe: BanditRecipe, session: Session) -> None:
     write_atomically(session.folder.path / SUMMARY_TEXT, _text(tables))
 
 
-def _bandit(recipe: BanditRecipe, session: Session) -> Iterable[RenderableType]:
+def _bandit(recipe: BanditRecipe, session: Session) -> Iterator[Experiment]:
     from align.theory.bandit import BanditConfig, run_bandit
     from align.theory.report import bandit_metrics, bandit_table, plot_bandit
 
     result = run_bandit(BanditConfig(**recipe.bandit.model_dump(), seed=recipe.seed))
-    picture = plot_bandit(result, session.folder.path / "bandit.png")
-    wandb = session.wandb()
-    with RunTracker([JsonlSink(session.folder.path), wandb]) as tracker:
-        step = 0
-        for step, numbers in bandit_metrics(result):
-            tracker.log(step, numbers)
-        wandb.picture("bandit", picture, step)
-    yield bandit_table(result)
+    yield "bandit", bandit_table(result), bandit_metrics(result), lambda path: plot_bandit(result, path)
 
 
-def _sequences(recipe: BanditRecipe, session: Session) -> Iterable[Any]:
+def _sequences(recipe: BanditRecipe, session: Session) -> Iterator[Experiment]:
     if recipe.sequences is None:
         return
+    from align.theory.report import plot_sequences, sequences_metrics, sequences_table
     from align.theory.sequences import SequencesConfig, run_sequences
-    from align.theory.sequences_report import plot_sequences, sequences_table
 
     section = recipe.sequences
-    session.say(f"a small language model: {section.rounds} rounds for each of {section.seeds} seeds and three losses")
-    seeds = tuple(range(recipe.seed, recipe.seed + section.seeds))
-    result = run_sequences(SequencesConfig(**section.model_dump(exclude={"seeds"}), seeds=seeds))
-    plot_sequences(result, session.folder.path / "sequences.png")
-    yield sequences_table(result)
+    session.say(f"a small language model: {section.rounds} rounds for each of {len(section.seeds)} seeds and arms")
+    result = run_sequences(SequencesConfig(**section.model_dump()))
+    yield "sequences", sequences_table(result), sequences_metrics(result), lambda path: plot_sequences(result, path)
+
+
+def _joined(experiments: Sequence[Experiment]) -> Iterator[tuple[int, dict[str, float]]]:
+    """The numbers of all experiments by round: they count the same rounds, under names of their own."""
+    rounds: dict[int, dict[str, float]] = {}
+    for _, _, numbers, _ in experiments:
+        for round_, values in numbers:
+            rounds.setdefault(round_, {}).update(values)
+    yield from sorted(rounds.items())
 
 
 def _text(tables: Iterable[RenderableType]) -> str:

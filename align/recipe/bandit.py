@@ -40,29 +40,29 @@ class Sequences(Section):
     """Tokens, the end of a sequence among them."""
     length: int = Field(default=3, gt=1)
     """Longest completion, in tokens."""
-    rare: float = Field(default=0.01, gt=0, lt=0.25)
-    """The reference policy's probability of the token that good completions begin with twice."""
-    reward_good: float = 2.0
+    rare: float = Field(default=1e-4, gt=0, lt=0.25)
+    """The reference policy's probability of a good completion."""
+    reward_good: float = 4.0
     """Reward of a good completion."""
     reward_other: float = 0.0
     """Reward of all others."""
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.25, gt=0)
     """Strength of the KL regularisation."""
-    alpha: float = Field(default=0.01, gt=0)
-    """XPO's exploration weight."""
-    lr: float = Field(default=3e-3, gt=0)
+    alpha: float = Field(default=0.03, gt=0)
+    """XPO's exploration weight; best just below beta^2 / 2."""
+    lr: float = Field(default=4e-3, gt=0)
     """Learning rate."""
-    pairs: int = Field(default=8, gt=0)
+    pairs: int = Field(default=32, gt=0)
     """Pairs of a round."""
-    batch_pairs: int = Field(default=8, gt=0)
+    batch_pairs: int = Field(default=128, gt=0)
     """Pairs of an update."""
-    replay_ratio: float = Field(default=3.0, ge=0)
+    replay_ratio: float = Field(default=11.0, ge=0)
     """Old pairs replayed for every new one."""
-    rounds: int = Field(default=40, gt=0)
+    rounds: int = Field(default=50, gt=0)
     """Rounds of a run."""
-    seeds: int = Field(default=10, gt=1)
-    """Runs, with seeds that count up from the recipe's."""
-    gap: float = Field(default=0.5, gt=0)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=2)] = tuple(range(20, 30))
+    """Seeds of the runs; all arms see the same."""
+    gap: float = Field(default=1.0, gt=0)
     """A run is stuck when all its iterates are at least this suboptimal."""
 
 

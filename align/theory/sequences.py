@@ -4,6 +4,9 @@ The bandit of :mod:`align.theory.bandit` minimises exactly over all policies. He
 its objective is followed by AdamW, and everything but sampling is what a real run uses: :func:`align.loop.run`,
 :class:`align.learners.preference.PreferenceLearner`, :class:`rewards.labeller.PairLabeller`,
 :class:`align.buffers.pairs.PairMixer`. Sampling and evaluation are exact, by listing all completions.
+
+What to expect: the gradient finds the unseen completions in most runs, not in all. The exact minimiser of the bonus
+goes where the reference policy has least mass; a gradient may settle on a common completion instead.
 """
 
 import tempfile
@@ -35,35 +38,40 @@ class SequencesConfig:
     """The task, the optimisation, and the seeds.
 
     The model knows ``vocabulary`` tokens, 0 being the end, and writes at most ``length`` of them. A completion is good
-    when it starts with the last token of the vocabulary twice; it pays ``reward_good``, all others ``reward_other``.
-    The reference policy writes that token with probability ``rare`` wherever it stands, so that its chance of a good
-    completion is about ``rare`` squared. A round draws ``pairs`` pairs, and learns from them once and from
-    ``replay_ratio`` times as many old ones, ``batch_pairs`` to an optimiser step. A run counts as stuck when every one
-    of its iterates is at least ``gap`` suboptimal in the regularised objective.
+    when it starts with the last token of the vocabulary; it pays ``reward_good``, all others ``reward_other``. The
+    reference policy starts with that token with probability ``rare``, with the others evenly, and goes on evenly. A
+    round draws ``pairs`` pairs, and learns from them once and from ``replay_ratio`` times as many old ones,
+    ``batch_pairs`` to an optimiser step. A run counts as stuck when every one of its iterates is at least ``gap``
+    suboptimal in the regularised objective, of which the reference policy lacks 1.7 with these numbers.
+
+    Why ``alpha`` is just below ``beta^2/2``: at the reference policy, on its own samples, the bonus has the second
+    derivative ``-alpha (diag p - p p')`` in the logits and the DPO loss ``beta^2/2 (diag p - p p')``. With more bonus
+    the policy runs away along the reference's *common* completions, which a gradient finds before the rare ones; with
+    much less it takes too long. The settings were chosen on seeds 0 to 4, which are not among ``seeds``.
     """
 
     vocabulary: int = 4
     length: int = 3
-    rare: float = 0.01
-    reward_good: float = 2.0
+    rare: float = 1.0e-4
+    reward_good: float = 4.0
     reward_other: float = 0.0
-    beta: float = 0.1
-    alpha: float = 0.01
-    lr: float = 3.0e-3
-    pairs: int = 8
-    batch_pairs: int = 8
-    replay_ratio: float = 3.0
-    rounds: int = 40
-    seeds: tuple[int, ...] = tuple(range(10))
-    gap: float = 0.5
+    beta: float = 0.25
+    alpha: float = 0.03
+    lr: float = 4.0e-3
+    pairs: int = 32
+    batch_pairs: int = 128
+    replay_ratio: float = 11.0
+    rounds: int = 50
+    seeds: tuple[int, ...] = tuple(range(20, 30))
+    gap: float = 1.0
 
     def __post_init__(self) -> None:
         if self.vocabulary < 3 or self.length < 2:
             raise ValueError(f"vocabulary {self.vocabulary} and length {self.length}: give at least 3 and 2")
         if not 0 < self.rare < 1 / self.vocabulary:
             raise ValueError(f"rare is {self.rare}; it must lie between 0 and 1/vocabulary")
-        if not self.seeds:
-            raise ValueError("no seeds to run; give at least one")
+        if len(self.seeds) < 2:
+            raise ValueError(f"seeds are {self.seeds}; give at least two, an interval needs them")
 
     @property
     def completions(self) -> tuple[exact.Tokens, ...]:
@@ -72,8 +80,7 @@ class SequencesConfig:
     @property
     def good(self) -> NDArray[np.bool_]:
         """Which completions are good, [N]."""
-        wanted = (self.vocabulary - 1,) * 2
-        return np.array([c[:2] == wanted for c in self.completions])
+        return np.array([c[0] == self.vocabulary - 1 for c in self.completions])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +158,7 @@ def _loss(config: SequencesConfig, arm: str) -> Objective:
     raise ValueError(f"no arm is called {arm!r}; there are {', '.join(ARMS)}")
 
 
-def build_reference(config: SequencesConfig, folder: Path, seed: int, steps: int = 300) -> Path:
+def build_reference(config: SequencesConfig, folder: Path, seed: int, steps: int = 200) -> Path:
     """Writes a Llama that was fitted, by gradient, to the task's reference policy; returns ``folder``.
 
     The fit is to the logarithms of the next-token probabilities themselves, over every beginning of a completion, so
@@ -176,8 +183,9 @@ def build_reference(config: SequencesConfig, folder: Path, seed: int, steps: int
         # Not the end token: transformers keeps the embedding of a padding token at zero and never trains it.
         pad_token_id=None,
     )
-    common = (1 - config.rare) / (config.vocabulary - 1)
-    target = torch.tensor([common] * (config.vocabulary - 1) + [config.rare])
+    target = torch.full((config.length, config.vocabulary), 1 / config.vocabulary)
+    target[0] = (1 - config.rare) / (config.vocabulary - 1)
+    target[0, -1] = config.rare
     beginnings = sorted({c[:-1] for c in config.completions if len(c) == config.length})
     inputs = torch.tensor([[*exact.PROMPT_IDS, *beginning] for beginning in beginnings])
     with torch.random.fork_rng():

@@ -97,20 +97,18 @@ class TwoArms:
         This is the paper's measure: the regularised one, against pi*_beta. Computed as ``beta KL(pi|pi*_beta)``,
         which it equals, so that small values are not differences of large ones.
         """
-        log_a, log_b = -np.logaddexp(0, -theta), -np.logaddexp(0, theta)
+        log_a, log_b = -softplus(-theta), -softplus(theta)
         to_a = log_a - (self.log_ref_a + self.log_ratio_a)
         to_b = log_b - (self.log_ref_b + self.log_ratio_b)
-        result: Floats = np.maximum(0.0, self.beta * (np.exp(log_a) * to_a + np.exp(log_b) * to_b))
-        return result
+        lacking: Floats = self.beta * (np.exp(log_a) * to_a + np.exp(log_b) * to_b)
+        return np.maximum(0.0, lacking)
 
     def objective(self, theta: Floats, buffer: Buffer) -> Floats:
         """XPO's objective [S], summed over the buffer, in nats (arXiv 2405.21046, Algorithm 1, line 6)."""
         margin = self.beta * (theta - self.theta_ref)
-        dpo = buffer.wins * np.logaddexp(0, -margin) + (buffer.pairs - buffer.wins) * np.logaddexp(0, margin)
-        result: Floats = dpo - buffer.alpha * (
-            buffer.bonus_a * np.logaddexp(0, -theta) + buffer.bonus_b * np.logaddexp(0, theta)
-        )
-        return result
+        losses = buffer.pairs - buffer.wins
+        dpo: Floats = buffer.wins * softplus(-margin) + losses * softplus(margin)
+        return dpo - buffer.alpha * (buffer.bonus_a * softplus(-theta) + buffer.bonus_b * softplus(theta))
 
     def slope(self, theta: Floats, buffer: Buffer) -> Floats:
         """Derivative of :meth:`objective` in theta, [S].
@@ -156,8 +154,8 @@ class TwoArms:
         threshold = np.where(weight > 0, threshold, np.inf)
 
         def excess(theta: Floats) -> Floats:
-            result: Floats = _log_bell(theta) - _log_bell(self.beta * (theta - self.theta_ref)) - threshold
-            return result
+            ratio = _log_bell(theta) - _log_bell(self.beta * (theta - self.theta_ref))
+            return np.asarray(ratio - threshold)
 
         def past_peak(theta: Floats) -> NDArray[np.bool_]:
             return np.tanh(theta / 2) > self.beta * np.tanh(self.beta * (theta - self.theta_ref) / 2)
@@ -177,16 +175,19 @@ def _bisect(passed: Callable[[Floats], NDArray[np.bool_]], low: Floats, high: Fl
     return np.where(always, low, np.where(never, high, (below + above) / 2))
 
 
+def softplus(x: Floats) -> Floats:
+    """``log(1 + exp(x))``, which is ``-log sigmoid(-x)``."""
+    return np.asarray(np.logaddexp(0, x))
+
+
 def sigmoid(x: Floats) -> Floats:
     """``1/(1 + exp(-x))`` without overflow at either end."""
-    result: Floats = np.exp(-np.logaddexp(0, -x))
-    return result
+    return np.asarray(np.exp(-softplus(-x)))
 
 
 def _log_bell(x: Floats) -> Floats:
     """``log(sigmoid(x) sigmoid(-x))``, the logarithm of the sigmoid's derivative."""
-    result: Floats = -np.logaddexp(0, -x) - np.logaddexp(0, x)
-    return result
+    return -softplus(-x) - softplus(x)
 
 
 def _log1mexp(x: float) -> float:

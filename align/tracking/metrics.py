@@ -78,6 +78,17 @@ METRICS: dict[str, str] = {
     "eval/failed": "held-out completions whose score failed; they are left out of eval/accuracy",
     "eval/plan_adherence": "share of sampled held-out answers that are a plan and carry it out to the letter (0..1)",
     "eval/two_phase_*": "the same as eval/*, with a sampled plan and a greedy execution",
+    # Small problems with exact answers (`align.theory`).
+    "bandit/*/suboptimality": "max J_beta - J_beta(pi) of this round's iterate, mean over runs (units of the reward)",
+    "bandit/*/suboptimality_low": "lower end of the 95% interval of the mean suboptimality over runs",
+    "bandit/*/suboptimality_high": "upper end of the 95% interval of the mean suboptimality over runs",
+    "bandit/*/stuck": "share of runs whose every iterate is at least `gap` suboptimal (0..1)",
+    "sequences/*/suboptimality": "max J_beta - J_beta(pi) of the iterate, mean over seeds (units of the reward)",
+    "sequences/*/suboptimality_low": "lower end of the 95% interval of the mean suboptimality over seeds",
+    "sequences/*/suboptimality_high": "upper end of the 95% interval of the mean suboptimality over seeds",
+    "sequences/*/stuck": "share of seeds whose every iterate is at least `gap` suboptimal (0..1)",
+    "theory/suboptimality": "max J_beta - J_beta(pi) of the policy, by enumeration (units of the reward)",
+    "theory/good_probability": "the policy's exact probability of a good completion (0..1)",
     # The system. The phases and `other` add up to `step`.
     "timing_s/step": "wall time from the previous step's end to this one's (seconds)",
     "timing_s/other": "wall time of the step that no phase claims (seconds)",
