@@ -33,8 +33,10 @@ def run_theory(recipe: BanditRecipe, session: Session) -> None:
             wandb.picture(name, plot(session.folder.path / f"{name}.png"), step)
     tables = [table for _, table, _, _ in experiments]
     console = terminal_console(session.terminal)
-    for table in tables:
-        console.print(table)
+    if console.is_terminal:
+        console.print(*tables)
+    else:
+        session.terminal.write(_text(tables))
     session.say(f"pictures and numbers are in {session.folder.path}")
     write_atomically(session.folder.path / SUMMARY_TEXT, _text(tables))
 

@@ -10,6 +10,8 @@ goes where the reference policy has least mass; a gradient may settle on a commo
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +106,28 @@ class SequencesResult:
 def run_sequences(config: SequencesConfig) -> SequencesResult:
     """Runs every arm with every seed; the arms of one seed share the reference model and the random numbers."""
     curves: list[list[exact.ExactEvaluator]] = [[] for _ in ARMS]
-    for seed in config.seeds:
-        with tempfile.TemporaryDirectory(prefix="polestar-theory-") as folder:
-            path = build_reference(config, Path(folder), seed)
-            for arm, row in zip(ARMS, curves, strict=True):
-                row.append(run_once(config, arm, seed, path, RunTracker(())))
+    with _one_thread():
+        for seed in config.seeds:
+            with tempfile.TemporaryDirectory(prefix="polestar-theory-") as folder:
+                path = build_reference(config, Path(folder), seed)
+                for arm, row in zip(ARMS, curves, strict=True):
+                    row.append(run_once(config, arm, seed, path, RunTracker(())))
     return SequencesResult(
         config,
         np.array([[curve.suboptimality for curve in row] for row in curves]),
         np.array([[curve.good_probability for curve in row] for row in curves]),
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of matrices this small are over before a second thread has woken up; waiting for it costs the most."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_once(config: SequencesConfig, arm: str, seed: int, model: Path, tracker: Tracker) -> exact.ExactEvaluator:
