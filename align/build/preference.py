@@ -131,7 +131,7 @@ class PreferenceRun:
         collector: Any = NoExperience()
         labeller: Any = NoExperience()
         evaluator: Any = NoEvaluation()
-        scorer = text.scorer(recipe.reward) if recipe.reward else None
+        scorer = text.scorer(recipe.reward, self.session.stack) if recipe.reward else None
         if sampling is not None and recipe.rollout is not None:
             collector = text.collector(recipe, recipe.rollout, sampling, supervisor, self.model_path)
             if recipe.reward is not None:
@@ -140,9 +140,8 @@ class PreferenceRun:
                 )
                 evaluator = self.best = BestIterate(self.heldout, lambda _: self._save_policy("policy_best"))
         if recipe.label is not None:
-            labeller = text.labeller(
-                recipe.label, scorer, recipe.seed, tracker.samples, console.table_every, console.table_rows
-            )
+            show = text.Show(tracker.samples, console.table_every, console.table_rows)
+            labeller = text.labeller(recipe.label, scorer, recipe.seed, show, self.session.stack)
         return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
 
     def _end_learner(self) -> None:
@@ -181,6 +180,7 @@ class PreferenceRun:
                 minutes=float(self.parts.tracker.state_dict()["elapsed_s"]) / 60,
                 before=[b for b, _ in both] or None,
                 after=[a for _, a in both] or None,
+                best=None if self.best is None or self.best.step is None else (self.best.step, self.best.value),
                 next_steps={
                     "train longer": self.session.command_with({"schedule.total_steps": str(2 * total)}),
                     "start from it": self.session.command_with(

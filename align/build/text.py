@@ -1,6 +1,7 @@
 """From a preference recipe to the parts that sample, judge and evaluate text."""
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def collector(recipe: PreferenceRecipe, rollout: Rollout, sampling: Sampling, su
     )
 
 
-def scorer(reward: Reward) -> Any:
-    """What scores completions one by one."""
+def scorer(reward: Reward, stack: ExitStack) -> Any:
+    """What scores completions one by one; connections are given back when ``stack`` ends."""
     match reward.type:
         case "verifier":
             from rewards.verifiers import VerifierScorer
@@ -94,16 +95,25 @@ def scorer(reward: Reward) -> Any:
         case "remote":
             from rewards.remote import RemoteScorer
 
-            return RemoteScorer(_endpoint(reward))
+            return stack.enter_context(closing(RemoteScorer(_endpoint(reward))))
 
 
-def labeller(label: Label, reward_scorer: Any, seed: int, observe: Any, every: int, rows: int) -> Any:
-    """What makes pairs of completions; ``rows`` prompts are shown to ``observe`` every so many steps."""
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Where samples are shown: every ``every`` steps, those of ``rows`` prompts."""
+
+    observe: Callable[[Any], None]
+    every: int
+    rows: int
+
+
+def labeller(label: Label, reward_scorer: Any, seed: int, show: Show, stack: ExitStack) -> Any:
+    """What makes pairs of completions; connections are given back when ``stack`` ends."""
     from align.tracking.samples import WatchedLabeller, WatchedScorer
     from rewards.labeller import LabelConfig, PairLabeller
 
     if label.type == "judge":
-        return WatchedLabeller(_judged(label, seed), None, observe, every=every, limit=rows)
+        return WatchedLabeller(_judged(label, seed, stack), None, show.observe, every=show.every, limit=show.rows)
     watched = WatchedScorer(reward_scorer)
     config = LabelConfig(
         label=label.type,
@@ -113,7 +123,7 @@ def labeller(label: Label, reward_scorer: Any, seed: int, observe: Any, every: i
         tie_tolerance=label.tie_tolerance,
         seed=seed,
     )
-    return WatchedLabeller(PairLabeller(watched, config), watched, observe, every=every, limit=rows)
+    return WatchedLabeller(PairLabeller(watched, config), watched, show.observe, every=show.every, limit=show.rows)
 
 
 def evaluator(
@@ -166,7 +176,7 @@ def _load(source: Any, *, exclude: frozenset[str] = frozenset()) -> list[Any]:
     )
 
 
-def _judged(label: JudgeLabel, seed: int) -> Any:
+def _judged(label: JudgeLabel, seed: int, stack: ExitStack) -> Any:
     from rewards.judged_labeller import JudgedLabeller, JudgeLabelConfig
 
     config = JudgeLabelConfig(
@@ -177,16 +187,16 @@ def _judged(label: JudgeLabel, seed: int) -> Any:
         both_orders=label.both_orders,
         seed=seed,
     )
-    return JudgedLabeller(_judge(label), config)
+    return JudgedLabeller(_judge(label, stack), config)
 
 
-def _judge(label: JudgeLabel) -> Any:
+def _judge(label: JudgeLabel, stack: ExitStack) -> Any:
     from rewards import judges
 
     judge = label.judge
     if isinstance(judge, CallableJudge):
         return judges.CallableJudge(judge.function, judge.form)
-    return judges.RemoteJudge(_endpoint(judge))
+    return stack.enter_context(closing(judges.RemoteJudge(_endpoint(judge))))
 
 
 def _endpoint(section: Endpoint) -> Any:

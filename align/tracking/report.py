@@ -31,6 +31,8 @@ FILES = {
     SAMPLES_FILE: "completions with their rewards",
     "recipe.yaml": "the recipe as it was resolved",
     "policy": "the trained model",
+    "policy_best": "the best iterate by held-out accuracy",
+    "intruders.json": "singular vectors that training has added",
     "checkpoints": "what the run continues from",
     f"logs/{LOG_FILE}": "logs of the libraries",
     "wandb": "W&B run, for `wandb sync`",
@@ -43,7 +45,8 @@ class Outcome:
 
     ``before`` and ``after`` are the scores of the held-out problems, 0 to 1 each, the same problems in the same order;
     ``None`` where they were not measured. ``minutes`` of wall time, evaluation included. ``next_steps`` are shown as
-    they are: what one may want to do now, and the command that does it.
+    they are: what one may want to do now, and the command that does it. ``best`` is the step and the accuracy of the
+    best iterate.
     """
 
     recipe: str
@@ -54,6 +57,7 @@ class Outcome:
     before: Sequence[float] | None = None
     after: Sequence[float] | None = None
     next_steps: Mapping[str, str] = field(default_factory=dict)
+    best: tuple[int, float] | None = None
 
 
 def summary(outcome: Outcome, console: Console | None = None) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         **ends,
         "difference": {"accuracy": difference, "interval_95": [low, high], "excludes_zero": low > 0 or high < 0},
         "ratio": ends["after"]["accuracy"] / start if start > 0 else None,
+        "best": {"step": outcome.best[0], "accuracy": outcome.best[1]} if outcome.best else None,
     }
     return facts
 
@@ -121,7 +126,11 @@ def _accuracy_rows(heldout: dict[str, Any]) -> list[tuple[str, str, str]]:
     low, high = difference["interval_95"]
     rows.append(("difference", f"{difference['accuracy']:+.3f}", f"[{low:+.3f}, {high:+.3f}]"))
     ratio = heldout["ratio"]
-    return [*rows, ("ratio", f"{ratio:.2f} x" if ratio is not None else "none (0 before)", "")]
+    rows.append(("ratio", f"{ratio:.2f} x" if ratio is not None else "none (0 before)", ""))
+    if best := heldout["best"]:
+        # Chosen by the very problems that it is measured on: an honest number needs others.
+        rows.append(("best iterate", f"{best['accuracy']:.3f}", f"step {best['step']}; chosen by these problems"))
+    return rows
 
 
 def _files(outcome: Outcome) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """From sections to the parts that judge: every type of reward and label is built, and does what it says."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def rollout() -> Rollout:
 def test_every_reward_is_built(tmp_path: Path, section: str, expected: type) -> None:
     reward = recipe(tmp_path, f"reward={section}").reward
     assert reward is not None
-    assert isinstance(text.scorer(reward), expected)
+    with ExitStack() as stack:
+        assert isinstance(text.scorer(reward, stack), expected)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,10 @@ def test_every_label_is_built_and_shows_its_samples(tmp_path: Path, label: str, 
     assert loaded.label is not None
     assert loaded.reward is not None
     shown: list[Any] = []
-    labeller = text.labeller(loaded.label, text.scorer(loaded.reward), 0, shown.extend, 1, 1)
-    [pair], metrics = labeller.label([rollout()], 1)
+    with ExitStack() as stack:
+        show = text.Show(shown.extend, every=1, rows=1)
+        labeller = text.labeller(loaded.label, text.scorer(loaded.reward, stack), 0, show, stack)
+        [pair], metrics = labeller.label([rollout()], 1)
     assert pair.chosen.text == chosen
     assert pair.target == pytest.approx(target)
     assert metrics["label/pairs"] == 1

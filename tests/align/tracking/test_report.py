@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,9 @@ def test_a_write_that_fails_leaves_the_old_summary_whole(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         summary(outcome(tmp_path, AFTER, BEFORE), Console(file=io.StringIO()))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_best_iterate_is_named_with_its_caveat(tmp_path: Path) -> None:
+    facts = summary(replace(outcome(tmp_path, BEFORE, AFTER), best=(10, 0.5)), Console(file=io.StringIO(), width=100))
+    assert facts["heldout"]["best"] == {"step": 10, "accuracy": 0.5}
+    assert "| best iterate | 0.500 | step 10; chosen by these problems |" in (tmp_path / "summary.md").read_text()
