@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class RunFolder:
         """
         path = self.path / "recipe.json"
         checkpoint = self.latest()
-        if path.exists() and checkpoint is not None:
-            done = int(checkpoint.name.removeprefix("step-"))
+        if path.exists() and (checkpoint is not None or (self.path / "summary.md").exists()):
+            done = int(checkpoint.name.removeprefix("step-")) if checkpoint else sys.maxsize
             before = json.loads(path.read_text())
             changes = [
                 f"{self.path} belongs to another recipe: {key} was {_short(old)} and is {_short(new)} now"

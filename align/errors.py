@@ -1,7 +1,7 @@
 """The error that a user can mend."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input: one or more complete lines saying what is wrong and what to do. The command line exits with 2."""
 
     exit_code = 2

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from align.errors import UserError
 from align.protocols import Stateful
 from rewards.preference_data import LEDGER, Located, PairReader, PreferenceSet, check_not_empty
 from rewards.preference_sources import GymPairs, PairSource, RecordStream, name_of, open_records, open_stream
@@ -48,7 +49,7 @@ class FinitePairs:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["pairs"] != len(self._pairs):
-            raise ValueError(
+            raise UserError(
                 f"the preference data has changed: {len(self._pairs)} pairs, and {state['pairs']} when the checkpoint "
                 "was written; put the old data back, or start another run (run.dir=runs/new)"
             )
@@ -111,7 +112,7 @@ class StreamedPairs:
         self._stream.load_state_dict(state["start"])
         self._open_block(state["block"])
         if state["used"] > len(self._block):
-            raise ValueError(
+            raise UserError(
                 f"{self._source} has changed since the checkpoint was written; put the old data back, or start another "
                 "run (run.dir=runs/new)"
             )

@@ -46,6 +46,8 @@ def user_errors() -> Iterator[None]:
         yield
     except (HostError, StoreError, EngineError, ModelError, PromptError, RewardError) as error:
         raise UserError(str(error)) from error
+    except FloatingPointError as error:
+        raise UserError(f"{error}: continue from the last checkpoint with a smaller learner.optimizer.lr") from error
 
 
 @contextmanager

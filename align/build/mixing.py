@@ -1,5 +1,6 @@
 """From a preference recipe to its mixer: the buffer of its own pairs, prior data, or both."""
 
+from collections.abc import Callable
 from typing import Any
 
 from align.recipe import PreferenceRecipe
@@ -8,8 +9,8 @@ from align.recipe.data import Preferences
 DEFAULT_MAX_TOKENS = 1024
 
 
-def mixer(recipe: PreferenceRecipe, renderer: Any, heldout: list[Any]) -> Any:
-    """The mixer. Reads the prior data, of which questions that are held out are left out.
+def mixer(recipe: PreferenceRecipe, renderer: Any, heldout: list[Any], say: Callable[[str], None]) -> Any:
+    """The mixer. Reads the prior data, of which questions that are held out are left out, and says what became of it.
 
     Raises :class:`rollouts.prompts.PromptError` when the data cannot be used.
     """
@@ -43,6 +44,10 @@ def mixer(recipe: PreferenceRecipe, renderer: Any, heldout: list[Any]) -> Any:
         streaming=section.source.streaming,
         block=section.source.block,
     )
+    left_out = {name: count for name, count in offline.ledger.items() if name != "pairs" and count}
+    gone = "".join(f", {count} left out ({name.replace('_', ' ')})" for name, count in left_out.items())
+    if not section.source.streaming:
+        say(f"prior data: {offline.ledger['pairs']} pairs{gone}")
     config = MixConfig(
         batch_pairs=recipe.mixer.batch_pairs,
         offline_steps=recipe.schedule.offline_steps,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align import recipe as schema
+from align.absent import NoEvaluation, NoExperience
 from align.build import text
 from align.build.hosting import connect_to, host_engine, host_learner
 from align.build.mixing import mixer as build_mixer
@@ -35,7 +36,8 @@ class PreferenceRun:
         """All of it; a run that is finished is only shown."""
         checkpoint, total = self.folder.latest(), self.recipe.schedule.total_steps
         if checkpoint and int(checkpoint.name.removeprefix("step-")) >= total and self.session.has_summary():
-            self.session.show_finished("raise schedule.total_steps to go on")
+            both = "" if self.recipe.is_online else " and schedule.offline_steps"
+            self.session.show_finished(f"raise schedule.total_steps{both} to go on")
             return
         self.prepare()
         self.execute()
@@ -52,7 +54,16 @@ class PreferenceRun:
         renderer = ChatRenderer(load_tokenizer(self.model_path), rollout.system_prompt if rollout else None)
         if recipe.prompts is not None and rollout is not None:
             self.sampling = text.sampling(recipe.prompts, rollout, renderer)
-        mixer = build_mixer(recipe, renderer, self.sampling.heldout if self.sampling else [])
+        mixer = build_mixer(recipe, renderer, self.sampling.heldout if self.sampling else [], session.say)
+        tracker = session.tracker(
+            recipe.schedule.total_steps, {"model": recipe.model.path, "runs on": recipe.cluster.type}
+        )
+        scorer = text.scorer(recipe.reward, session.stack) if recipe.reward else None
+        labeller: Any = NoExperience()
+        if recipe.label is not None:
+            console = recipe.tracking.console
+            show = text.Show(tracker.samples, console.table_every, console.table_rows)
+            labeller = text.labeller(recipe.label, scorer, recipe.seed, show, session.stack)
         session.quiet()
         self.cluster = connect_to(recipe.cluster, self.folder.path / "logs")
         session.stack.callback(self.cluster.close)
@@ -61,11 +72,12 @@ class PreferenceRun:
         supervisor = self._supervisor(rollout) if rollout else None
         self.learner = host_learner(self.cluster, recipe.cluster, self._learner_factory())
         session.stack.callback(self._end_learner)
-        self.parts = self._parts(supervisor, mixer)
+        self.parts = self._parts(supervisor, scorer, labeller, mixer, tracker)
 
     def execute(self) -> None:
         from align.loop import Schedule
         from align.loop import run as loop
+        from align.tracking.report import SUMMARY_JSON, SUMMARY_TEXT
 
         schedule = self.recipe.schedule
         stateful = {name: getattr(self.parts, name) for name in self.parts.__dataclass_fields__}
@@ -76,6 +88,10 @@ class PreferenceRun:
             # The engine was built with the model's own weights; it gets those it had at the checkpoint.
             if start < schedule.total_steps:
                 self.parts.collector.load_weights(self.learner.weights())
+
+        # What says that the run has ended is gone before it goes on, so that a kill cannot leave it beside newer steps.
+        for name in (SUMMARY_JSON, SUMMARY_TEXT):
+            (self.folder.path / name).unlink(missing_ok=True)
 
         def save(step: int) -> None:
             with self.parts.tracker.phase("checkpoint"):
@@ -94,8 +110,7 @@ class PreferenceRun:
                 save,
                 start,
             )
-            if start < schedule.total_steps or not (self.folder.path / "policy").exists():
-                self._save_policy("policy")
+            self._save_policy("policy")
             if self.recipe.learner.intruders:
                 report = self.cluster.apply(self.learner, _intruders)
                 write_atomically(self.folder.path / "intruders.json", json.dumps(report, indent=2) + "\n")
@@ -119,19 +134,13 @@ class PreferenceRun:
         probe = text.probe_ids(self.sampling, rollout.engine.max_context) if self.sampling and rollout else ()
         return learner_factory(recipe, self.model_path, probe)
 
-    def _parts(self, supervisor: Any, mixer: Any) -> Any:
-        from align.absent import NoEvaluation, NoExperience
+    def _parts(self, supervisor: Any, scorer: Any, labeller: Any, mixer: Any, tracker: Any) -> Any:
         from align.evaluate import BestIterate
         from align.loop import Parts
 
-        recipe, sampling, console = self.recipe, self.sampling, self.recipe.tracking.console
-        tracker = self.session.tracker(
-            recipe.schedule.total_steps, {"model": recipe.model.path, "runs on": recipe.cluster.type}
-        )
+        recipe, sampling = self.recipe, self.sampling
         collector: Any = NoExperience()
-        labeller: Any = NoExperience()
         evaluator: Any = NoEvaluation()
-        scorer = text.scorer(recipe.reward, self.session.stack) if recipe.reward else None
         if sampling is not None and recipe.rollout is not None:
             collector = text.collector(recipe, recipe.rollout, sampling, supervisor, self.model_path)
             if recipe.reward is not None:
@@ -139,9 +148,6 @@ class PreferenceRun:
                     recipe.evaluation, recipe.reward, scorer, sampling, supervisor, recipe.seed
                 )
                 evaluator = self.best = BestIterate(self.heldout, lambda _: self._save_policy("policy_best"))
-        if recipe.label is not None:
-            show = text.Show(tracker.samples, console.table_every, console.table_rows)
-            labeller = text.labeller(recipe.label, scorer, recipe.seed, show, self.session.stack)
         return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
 
     def _end_learner(self) -> None:
@@ -170,6 +176,9 @@ class PreferenceRun:
             for b, a in zip(results.get(0, []), results.get(total, []), strict=False)
             if b is not None and a is not None
         ]
+        longer = {"schedule.total_steps": str(2 * total)}
+        if not self.recipe.is_online:
+            longer["schedule.offline_steps"] = str(2 * total)
         plot_run(path, self.recipe.name)
         summary(
             Outcome(
@@ -182,7 +191,7 @@ class PreferenceRun:
                 after=[a for _, a in both] or None,
                 best=None if self.best is None or self.best.step is None else (self.best.step, self.best.value),
                 next_steps={
-                    "train longer": self.session.command_with({"schedule.total_steps": str(2 * total)}),
+                    "train longer": self.session.command_with(longer),
                     "start from it": self.session.command_with(
                         {"model.path": f"{path}/policy", "run.dir": f"{path}-2"}
                     ),

@@ -26,11 +26,13 @@ def run_theory(recipe: BanditRecipe, session: Session) -> None:
     experiments = [*_bandit(recipe, session), *_sequences(recipe, session)]
     wandb = session.wandb()
     with RunTracker([JsonlSink(session.folder.path), wandb]) as tracker:
-        step = 0
-        for step, numbers in _joined(experiments):
-            tracker.log(step, numbers)
+        *rounds, (last, numbers) = _joined(experiments)
+        for round_, values in rounds:
+            tracker.log(round_, values)
+        # Before the numbers of the last round: those end it, and what comes later for the same round is dropped.
         for name, _, _, plot in experiments:
-            wandb.picture(name, plot(session.folder.path / f"{name}.png"), step)
+            wandb.picture(name, plot(session.folder.path / f"{name}.png"), last)
+        tracker.log(last, numbers)
     tables = [table for _, table, _, _ in experiments]
     console = terminal_console(session.terminal)
     if console.is_terminal:

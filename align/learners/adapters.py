@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from align.errors import UserError
+
 ADAPTER = "default"
 """What peft calls an adapter that was given no name; part of every parameter's name."""
 
@@ -103,7 +105,7 @@ def to_peft(config: AdapterConfig) -> Any:
 
 
 def check_targets(model: Any, targets: str | Sequence[str]) -> None:
-    """``ValueError`` when a name is no linear layer between the embedding and the head of a transformers model.
+    """``UserError`` when a name is no linear layer between the embedding and the head of a transformers model.
 
     Those two stay as they are: they may share one weight, and a loss reads the head's own weight, past any adapter.
     """
@@ -113,6 +115,6 @@ def check_targets(model: Any, targets: str | Sequence[str]) -> None:
     for target in targets:
         hit = [m for name, m in model.named_modules() if name == target or name.endswith(f".{target}")]
         if any(m is end for m in hit for end in ends):
-            raise ValueError(f"target_modules: '{target}' is the embedding or the head; name layers between them")
+            raise UserError(f"target_modules: '{target}' is the embedding or the head; name layers between them")
         if not any(isinstance(m, nn.Linear) for m in hit):
-            raise ValueError(f"target_modules: the model has no linear layer called '{target}'")
+            raise UserError(f"target_modules: the model has no linear layer called '{target}'")

@@ -8,6 +8,9 @@ from align import recipe as schema
 from align.learners.optim import OptimizerConfig
 from align.recipe.learning import Adapter, Loss
 
+SMOOTHING = {"cdpo": 0.1, "robust": 0.1, "exo": 1e-3, "aot": 0.0}
+"""Label smoothing where a recipe names none: exo's is its paper's, aot's paper has none."""
+
 
 class Sender(Protocol):
     """A live transfer to one engine (:class:`rollouts.engines.vllm_weights.LiveSender`)."""
@@ -83,10 +86,15 @@ def _objective(loss: Loss) -> Any:
     match loss.type:
         case "dpo":
             return DPO(beta)
-        case "xpo" | "xpo_onpolicy":
+        case "xpo":
             return XPO(beta, Schedule(loss.alpha, loss.alpha_schedule), loss.bonus_clip)
+        case "xpo_onpolicy":
+            return XPO(beta, Schedule(loss.alpha_schedule[-1], loss.alpha_schedule), loss.bonus_clip)
         case variant:
-            return VariantLoss(variant, beta, loss.model_dump(exclude={"type", "beta", "beta_schedule"}))
+            options = loss.model_dump(exclude={"type", "beta", "beta_schedule"})
+            if "label_smoothing" in options and options["label_smoothing"] is None:
+                options["label_smoothing"] = SMOOTHING[variant]
+            return VariantLoss(variant, beta, options)
 
 
 def adapter_config(section: Adapter) -> Any:

@@ -193,7 +193,10 @@ def _sft(logps: PairLogps, context: PairContext, options: Options) -> Tensor:
 
 
 def _kto(logps: PairLogps, context: PairContext, options: Options) -> Tensor:
-    """The reference point is the batch's mean log-ratio, at least 0, as TRL estimates the KL divergence (nats)."""
+    """The reference point is the mean log-ratio of the batch's own completions, at least 0 (nats).
+
+    The paper and TRL take completions of other prompts, which pairs do not hold.
+    """
     ratios = torch.cat([logps.policy_chosen - logps.ref_chosen, logps.policy_rejected - logps.ref_rejected])
     return losses.kto_loss(*_sides(logps), reference_point=ratios.detach().mean().clamp(min=0), **options)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from align.errors import UserError
 from align.learners.adapters import ADAPTER, AdapterConfig, GradientDropout, check_targets, to_peft
 from rollouts.models import load_causal_lm
 
@@ -268,7 +269,7 @@ def _checkpoint_layers(model: nn.Module) -> None:
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no layers to checkpoint; set gradient_checkpointing to false")
+        raise UserError(f"{type(model).__name__} has no layers to checkpoint; set gradient_checkpointing to false")
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 

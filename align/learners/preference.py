@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.learners.adapters import AdapterConfig
 from align.learners.intruders import IntruderReport, intruder_report
-from align.learners.objectives import Objective, PairContext
+from align.learners.objectives import Objective, PairContext, Terms
 from align.learners.optim import MasterAdamW, OptimizerConfig
 from align.learners.policy import build_policy
 from align.losses.logps import pack_pairs, pair_logps, sequence_logps
@@ -93,16 +93,15 @@ class PreferenceLearner:
         terms: dict[str, list[Tensor]] = {}
         seen: list[tuple[ScoredPair, float, float]] = []
         chunks = list(self._micro_batches(pairs))
-        slopes = None if self.objective.separable else self._slopes(chunks, batch.step)
+        whole = None if self.objective.separable else self._of_whole_batch(chunks, batch.step)
         for number, chunk in enumerate(chunks):
             logps = self._logps(chunk)
-            context = self._context(chunk, logps.policy_chosen.device, batch.step)
-            loss, parts = self.objective(logps, context)
-            if slopes is None:
+            if whole is None:
+                loss, parts = self.objective(logps, self._context(chunk, logps.policy_chosen.device, batch.step))
                 objective = loss.sum() / total
             else:
-                # The loss of a whole batch, to first order: its gradient is the same, and a chunk has all of it needs.
-                chosen_slope, rejected_slope = slopes[number]
+                # The loss of a whole batch, to first order: its gradient is the same, and a chunk has all it needs.
+                loss, parts, chosen_slope, rejected_slope = whole[number]
                 objective = (chosen_slope * logps.policy_chosen + rejected_slope * logps.policy_rejected).sum()
             objective.backward()  # type: ignore[no-untyped-call]
             self._optim.accumulate()
@@ -225,10 +224,13 @@ class PreferenceLearner:
             step=step,
         )
 
-    def _slopes(self, chunks: Sequence[Sequence[ScoredPair]], step: int) -> list[tuple[Tensor, Tensor]]:
-        """The derivative of the batch's mean loss by every log-probability, for losses that compare pairs of a batch.
+    def _of_whole_batch(
+        self, chunks: Sequence[Sequence[ScoredPair]], step: int
+    ) -> list[tuple[Tensor, Terms, Tensor, Tensor]]:
+        """For losses that compare the pairs of a batch: each chunk's losses, their terms, and two derivatives.
 
-        One more forward pass buys a loss that does not depend on how the batch is cut into chunks.
+        These are the batch's mean loss by the chosen and by the rejected log-probabilities. One more forward pass buys
+        a loss that does not depend on how the batch is cut into chunks.
         """
         with torch.no_grad():
             parts = [self._logps(chunk) for chunk in chunks]
@@ -240,11 +242,22 @@ class PreferenceLearner:
             torch.cat([part.ref_rejected for part in parts]),
         )
         pairs = [pair for chunk in chunks for pair in chunk]
-        loss, _ = self.objective(logps, self._context(pairs, logps.policy_chosen.device, step))
+        loss, terms = self.objective(logps, self._context(pairs, logps.policy_chosen.device, step))
         chosen, rejected = torch.autograd.grad(
             loss.mean(), (logps.policy_chosen, logps.policy_rejected), materialize_grads=True
         )
-        return list(zip(torch.split(chosen, sizes), torch.split(rejected, sizes), strict=True))
+        parts_of = {name: torch.split(values.detach(), sizes) for name, values in terms.items()}
+        return [
+            (own, {name: split[number] for name, split in parts_of.items()}, by_chosen, by_rejected)
+            for number, (own, by_chosen, by_rejected) in enumerate(
+                zip(
+                    torch.split(loss.detach(), sizes),
+                    torch.split(chosen, sizes),
+                    torch.split(rejected, sizes),
+                    strict=True,
+                )
+            )
+        ]
 
     def _ensure_reference(self, pairs: Sequence[ScoredPair]) -> list[float]:
         """Computes what the reference policy has not yet been asked; returns its gaps to the sampler, in nats."""
@@ -328,12 +341,12 @@ def _gap(completion: Completion, logp: float) -> float:
 
 def _explored(pair: ScoredPair, explore: Explore) -> Literal["chosen", "rejected"] | None:
     """The side that the exploration bonus is for, if any; never decided by which side won."""
-    if explore == "reference":
-        if pair.chosen.origin is Origin.REFERENCE:
-            return "chosen"
-        return "rejected" if pair.rejected.origin is Origin.REFERENCE else None
-    if pair.chosen.origin is not Origin.POLICY or pair.rejected.origin is not Origin.POLICY:
+    wanted = Origin.REFERENCE if explore == "reference" else Origin.POLICY
+    chosen, rejected = pair.chosen.origin is wanted, pair.rejected.origin is wanted
+    if explore == "reference" and chosen != rejected:
+        return "chosen" if chosen else "rejected"
+    if not (chosen and rejected):
         return None
-    # Two samples of one policy are exchangeable: a coin that knows their tokens, and not the label, says which is the
-    # second one. The same pair gets the same side in every epoch.
+    # Two samples of one policy are exchangeable: a coin that knows their tokens, and not the label, says which of them
+    # is meant. The same pair gets the same side in every epoch.
     return "chosen" if _key(pair, pair.chosen) < _key(pair, pair.rejected) else "rejected"

@@ -103,8 +103,16 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[KeyPath,
 
 def _options(annotation: Any) -> dict[str, type[BaseModel]]:
     """The models that a key may hold, by their tag; a lone model without a tag is under the empty string."""
-    members = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
-    return {tag: model for model in members for tag in _tags(model)}
+    return {tag: model for model in _members(annotation) for tag in _tags(model)}
+
+
+def _members(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside unions, ``Annotated`` and ``| None``, however these are nested."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        return
+    for argument in get_args(annotation):
+        yield from _members(argument)
 
 
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:

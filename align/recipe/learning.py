@@ -38,9 +38,7 @@ class XPOOnPolicyLoss(ReferenceLoss):
 
     type: Literal["xpo_onpolicy"]
     """XPO with both samples from the current policy (Algorithm 2 of arXiv 2405.21046 with pi~ = pi)."""
-    alpha: Alpha = 1e-5
-    """Weight of the optimism term where `alpha_schedule` is empty."""
-    alpha_schedule: Annotated[tuple[Alpha, ...], Field(strict=False)] = (1e-5, 5e-6, 0.0)
+    alpha_schedule: Annotated[tuple[Alpha, ...], Field(strict=False, min_length=1)] = (1e-5, 5e-6, 0.0)
     """One value of alpha for each loop step (iteration), of which the last holds for all later ones (appendix E)."""
     bonus_clip: float = Field(default=500.0, gt=0)
     """The log-ratio inside the optimism term is clipped to this many nats (the paper's appendix E)."""
@@ -65,8 +63,8 @@ class SmoothedLoss(ReferenceLoss):
 
     type: Literal["cdpo", "robust", "exo", "aot"]
     """Which loss; `align/losses/preference.py` has the formulas and their papers."""
-    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
-    """Probability that a label is wrong; `exo` needs more than 0."""
+    label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    """Probability that a label is wrong; by default 0.1 for `cdpo` and `robust`, 1e-3 for `exo` and 0 for `aot`."""
 
 
 class DiscoPOPLoss(ReferenceLoss):

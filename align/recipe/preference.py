@@ -55,12 +55,18 @@ class PreferenceRecipe(Common):
 def _conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:
     """Keys that are right by themselves and wrong together; the path is the key to change."""
     yield from _missing_sections(recipe)
-    yield from _schedule_conflicts(recipe.schedule)
+    yield from _schedule_conflicts(recipe.schedule, engine=recipe.rollout is not None)
+    yield from _offline_conflicts(recipe)
     yield from _learner_conflicts(recipe)
     if recipe.rollout is not None:
         yield from _rollout_conflicts(recipe.rollout)
         if recipe.is_online:
             yield from _sample_conflicts(recipe, recipe.rollout)
+    if recipe.prompts is not None and recipe.reward is not None and recipe.reward.type == "verifier":
+        for key in ("train", "heldout"):
+            source = getattr(recipe.prompts, key)
+            if source.type != "gym" and source.answer_field is None:
+                yield ("prompts", key, "answer_field"), "missing, and reward 'verifier' has nothing to check against"
     if recipe.prompts is not None and recipe.prompts.train == recipe.prompts.heldout:
         yield ("prompts", "heldout"), "is the same as prompts.train; held-out prompts must share nothing with them"
 
@@ -109,7 +115,10 @@ def _sample_conflicts(recipe: PreferenceRecipe, rollout: Rollout) -> Iterator[tu
     needs_reference = [
         name
         for name, needed in (
-            (f"label.pairing '{label.pairing}'", label.pairing in ("reference", "each_reference", "both")),
+            (
+                f"label.pairing '{label.pairing}'",
+                label.pairing in ("reference", "each_reference", "both") and loss.type != "xpo_onpolicy",
+            ),
             ("learner.loss 'xpo'", loss.type == "xpo"),
         )
         if needed
@@ -122,12 +131,23 @@ def _sample_conflicts(recipe: PreferenceRecipe, rollout: Rollout) -> Iterator[tu
         yield ("rollout", "samples_per_prompt"), "label.pairing 'random' needs two samples of the policy"
     if label.pairing in ("best_worst", "random") and rollout.samples_per_prompt + rollout.reference_samples < 2:
         yield ("rollout", "samples_per_prompt"), f"label.pairing '{label.pairing}' needs two completions of a prompt"
+    if loss.type == "xpo" and label.pairing == "random" and label.type != "judge":
+        yield (
+            ("label", "pairing"),
+            "'random' pairs two samples of the policy, and the bonus of 'xpo' is on reference-policy samples: use "
+            "reference, best_worst or both, or the loss 'xpo_onpolicy'",
+        )
     if loss.type == "xpo_onpolicy":
-        yield from _on_policy_conflicts(recipe, rollout)
+        yield from _on_policy_conflicts(recipe, rollout, label.pairing)
 
 
-def _on_policy_conflicts(recipe: PreferenceRecipe, rollout: Rollout) -> Iterator[tuple[KeyPath, str]]:
+def _on_policy_conflicts(recipe: PreferenceRecipe, rollout: Rollout, pairing: str) -> Iterator[tuple[KeyPath, str]]:
     mixer = recipe.mixer
+    if pairing not in ("random", "best_worst"):
+        yield (
+            ("label", "pairing"),
+            f"'{pairing}' wants a reference-policy sample, and 'xpo_onpolicy' has none: use random or best_worst",
+        )
     if rollout.reference_samples:
         yield (
             ("rollout", "reference_samples"),
@@ -149,6 +169,11 @@ def _learner_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]
     if learner.optimizer.decay != "constant" and learner.optimizer.decay_steps == 0:
         yield ("learner", "optimizer", "decay"), f"'{learner.optimizer.decay}' needs learner.optimizer.decay_steps"
     loss = learner.loss
+    if loss.type in ("aot", "kto") and learner.adapter.type != "full" and learner.adapter.dropout > 0:
+        yield (
+            ("learner", "adapter", "dropout"),
+            f"must be 0 for '{loss.type}', which compares the pairs of a whole batch",
+        )
     if loss.type == "exo" and loss.label_smoothing == 0:
         yield ("learner", "loss", "label_smoothing"), "must be more than 0 for 'exo'"
     soft = label is not None and (label.type == "soft" or (label.type == "judge" and label.label == "soft"))
@@ -175,7 +200,20 @@ def _learner_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]
             )
 
 
-def _schedule_conflicts(schedule: Schedule) -> Iterator[tuple[KeyPath, str]]:
+def _offline_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:
+    if recipe.offline is not None and recipe.schedule.offline_steps == 0 and recipe.offline.ratio == 0:
+        yield ("offline",), "is never learned from: set schedule.offline_steps or offline.ratio"
+    loss = recipe.learner.loss.type
+    if not recipe.is_online and loss in ("xpo", "xpo_onpolicy"):
+        yield ("learner", "loss", "type"), f"'{loss}' explores, and no step is online; use 'dpo'"
+
+
+def _schedule_conflicts(schedule: Schedule, engine: bool) -> Iterator[tuple[KeyPath, str]]:
+    if engine and schedule.sync_every == 0 and (schedule.checkpoint_every or schedule.evaluate_every):
+        yield (
+            ("schedule", "sync_every"),
+            "0 leaves the engine with the first weights for ever, so that evaluations and continued runs would mislead",
+        )
     if schedule.offline_steps > schedule.total_steps:
         yield (
             ("schedule", "offline_steps"),

@@ -4,6 +4,7 @@ In the run folder: ``data.jsonl`` (what was trained on, in TRL's format), ``ledg
 draft and its fate), ``checkpoints/``, ``policy/``, and what the tracker's sinks write.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def run(
     ``heldout`` is left out. ``make_tracker`` is given the number of updates. The caller holds the folder's lock. Raises
     ``UserError``, and what :func:`rollouts.models.resolve` and :mod:`rollouts.prompts` raise.
     """
-    claim(config, folder)
+    claim(config, folder, [question_of(p) for p in (*train, *heldout)])
     model_path = resolve(config.model)
     records, counts = prepare(config, folder, model_path, train, frozenset(question_of(p) for p in heldout))
     steps = total_steps(config, len(records))
@@ -88,10 +89,14 @@ def run(
     )
 
 
-def claim(config: SFTRun, folder: Path) -> None:
-    """Takes the folder for this run; raises ``UserError`` when a run with other settings has come further in it."""
+def claim(config: SFTRun, folder: Path, questions: Sequence[str] = ()) -> None:
+    """Takes the folder for this run; raises ``UserError`` when a run with other settings has come further in it.
+
+    ``questions`` are those of all prompts: with others a run would go on with data that is not its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path, now = folder / "sft.json", json.loads(json.dumps(config.plain()))
+    prompts = hashlib.sha256("\0".join(questions).encode()).hexdigest()
+    path, now = folder / "sft.json", json.loads(json.dumps({**config.plain(), "prompts": prompts}))
     if path.exists() and any((folder / "checkpoints").glob("state-*.json")):
         before = json.loads(path.read_text())
         changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from align.checkpoint import write_atomically
-from align.learners.adapters import to_peft
+from align.learners.adapters import check_targets, to_peft
 from align.protocols import Metrics
 from align.sft.config import SFTRun
 from align.sft.records import Record, check_lengths, fit_template
@@ -157,8 +157,11 @@ def build_trainer(
         disable_tqdm=True,
     )
     datasets.disable_progress_bars()
+    model = load_causal_lm(model_path, torch.float32)
+    if sft.lora:
+        check_targets(model, sft.lora.target_modules)
     trainer = SFTTrainer(
-        model=load_causal_lm(model_path, torch.float32),
+        model=model,
         args=args,
         train_dataset=datasets.Dataset.from_list(fitted),
         processing_class=tokenizer,

@@ -7,8 +7,6 @@ METRICS: dict[str, str] = {
     # Learning: TRL's names, so that dashboards and habits carry over.
     "objective/kl": "log pi - log pi_ref of the policy's samples, summed over tokens, mean over completions (nats)",
     "objective/entropy": "-log pi of the policy's samples, summed over tokens, mean over completions (nats)",
-    "objective/scores": "mean score of the policy's samples (units of the reward)",
-    "objective/scores_margin": "score of chosen minus score of rejected, mean over pairs (units of the reward)",
     "rewards/chosen": "implicit reward beta * (log pi - log pi_ref) of chosen, mean over pairs (nats)",
     "rewards/rejected": "implicit reward beta * (log pi - log pi_ref) of rejected, mean over pairs (nats)",
     "rewards/margins": "rewards/chosen minus rewards/rejected, mean over pairs (nats)",
@@ -25,10 +23,7 @@ METRICS: dict[str, str] = {
     "xpo/ref_sample_logp": "log pi of the reference policy's samples, summed over tokens, mean over pairs (nats)",
     "optim/lr": "learning rate of this update (dimensionless)",
     "optim/grad_norm": "norm of the gradient before clipping, mean over updates",
-    "optim/grad_norm_max": "largest norm of the gradient before clipping in this step",
     "adapter/rank_mean": "directions of AdaLoRA's update that are in use, mean over matrices",
-    "intruder/count": "singular vectors of updated matrices unlike any of the pre-trained ones, among the largest",
-    "intruder/matrices_share": "share of the updated matrices that have an intruder (0..1)",
     "mismatch/logp_gap": "|learner - sampler| log-probability of a completion, mean (nats a token)",
     "mismatch/logp_gap_max": "|learner - sampler| log-probability of a completion, largest (nats a token)",
     # Supervised warm starts.
@@ -46,7 +41,6 @@ METRICS: dict[str, str] = {
     "rollout/clipped_ratio": "share of completions cut at the length limit (0..1)",
     "rollout/reference_completions": "completions drawn from the reference policy in this step, not from the cache",
     "rollout/engine_recoveries": "times that the engine was rebuilt after a failure, since the start of the process",
-    "rollout/staleness_mean": "policy versions between the one that sampled and the learner's, mean over completions",
     # Judgement.
     "reward/mean": "score of the policy's samples, mean (units of the reward)",
     "reward/reference_mean": "score of the reference policy's samples, mean (units of the reward)",
@@ -59,9 +53,8 @@ METRICS: dict[str, str] = {
     "label/failed": "pairs not made because fewer than two completions could be judged",
     "label/margin": "score of chosen minus that of rejected, mean over pairs (units of the reward; a judge's log-odds)",
     "label/probability": "labeller's probability that chosen is the better one, mean over pairs (0..1)",
-    "buffer/pairs": "pairs in the cumulative buffer",
     "buffer/offline_fraction": "share of the pairs learnt from that come from a data set (0..1)",
-    "buffer/fresh_fraction": "share of the pairs learnt from that were made in this step (0..1)",
+    "buffer/fresh_fraction": "share of the pairs learnt from that are seen for the first time (0..1)",
     # Sending the weights back.
     "sync/probe_gap_max": "|engine - learner| log-probability of the probe after a sync, largest (nats)",
     "sync/probe_gap_mean": "|engine - learner| log-probability of the probe after a sync, mean (nats)",

@@ -110,7 +110,7 @@ class WandbSink:
             self._run.alert(title=alert.title, text=alert.text, level="WARN")
 
     def picture(self, name: str, file: Path, step: int) -> None:
-        """Logs a picture under a name with ``step``."""
+        """Logs a picture under a name with ``step``, whose numbers must follow: they end the step."""
         if self._run is None:
             return
         import wandb

@@ -282,13 +282,20 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(recipe_file: Path)
             ["rollout.engine={type: vllm, weight_transfer: nccl}", "learner.adapter={type: lora}"],
             "a lora policy has to be merged; use 'shm'",
         ),
+        (["label.pairing=random", "rollout.samples_per_prompt=2"], "the bonus of 'xpo' is on reference-policy samples"),
+        (["schedule.sync_every=0", "schedule.evaluate_every=1"], "leaves the engine with the first weights for ever"),
+        ([OFFLINE], "is never learned from: set schedule.offline_steps or offline.ratio"),
+        (
+            ["prompts.train={type: jsonl, path: a.jsonl}"],
+            "prompts.train.answer_field: missing, and reward 'verifier' has nothing to check against",
+        ),
         (["learner.loss={type: ipo}", "label.type=soft"], "'ipo' has no soft form"),
         (["learner.adapter={type: adalora, total_step: 4, tinit: 4}"], "must be more than tinit + tfinal (4)"),
         (
             ["learner.adapter={type: adalora, total_step: 4, init_rank: 4, target_rank: 4}"],
             "must be less than init_rank (4)",
         ),
-        (["schedule.offline_steps=4", OFFLINE], "4 is more than schedule.total_steps (3)"),
+        (["schedule.offline_steps=4", "learner.loss={type: dpo}", OFFLINE], "4 is more than schedule.total_steps (3)"),
         (["prompts.heldout={type: gym, task: chain_sum, size: 8, seed: 1}"], "is the same as prompts.train"),
         (["rollout.temperature=0"], "must be more than 0, got 0"),
     ],
@@ -442,6 +449,26 @@ schedule: {total_steps: 3, offline_steps: 3}
         "schedule.total_steps)"
         for section in ("prompts", "rollout", "reward", "label")
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.treshold=1", "unknown key 'reward.treshold', did you mean 'threshold'?"),
+        ("reward.type=verifer", "unknown type 'verifer' for reward, did you mean 'verifier'?"),
+        ("reward.threshold=7", "reward.threshold: must be at most 1, got 7"),
+        ("label.paring=reference", "unknown key 'label.paring', did you mean 'pairing'?"),
+        ("label.type=argmx", "unknown type 'argmx' for label, did you mean 'argmax'?"),
+        ("label.ties=3", "label.ties: unknown value 3"),
+        (
+            "label={type: judge, judge: {type: callable, fuction: a}}",
+            "unknown key 'label.judge.fuction', did you mean 'function'?",
+        ),
+    ],
+)
+def test_mistakes_inside_sections_that_may_be_left_out(recipe_file: Path, override: str, message: str) -> None:
+    (line,) = complaints(recipe_file, override)
+    assert message in line
 
 
 def test_a_kind_is_one_of_those_there_are(recipe_file: Path) -> None:

@@ -116,7 +116,9 @@ def test_prior_data_leaves_held_out_questions_out(tmp_path: Path, tiny_model: Pa
         "mixer.batch_pairs=2",
     )
     heldout = [Prompt("h", (Message("user", "1 + 1"),))]
-    mixed = mixer(loaded, ChatRenderer(load_tokenizer(tiny_model), None), heldout)
+    said: list[str] = []
+    mixed = mixer(loaded, ChatRenderer(load_tokenizer(tiny_model), None), heldout, said.append)
+    assert said == ["prior data: 1 pairs, 1 left out (heldout)"]
     batches = mixed.batches(1)
     assert [len(batch.pairs) for batch in batches] == [2, 2]
     assert {pair.prompt.messages[-1].content for batch in batches for pair in batch.pairs} == {"2 + 2"}

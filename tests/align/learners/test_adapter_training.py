@@ -160,7 +160,6 @@ def test_intruders_of_a_violent_update_are_reported(tiny_model: Path) -> None:
     report = one.intruders()
     assert len(report.matrices) == 14
     assert report.count > 0 and report.highest == 0
-    assert undocumented(report.metrics()) == []
     gentle = learner(tiny_model, LORA, lr=1e-5)
     gentle.update(BATCH)
     assert gentle.intruders().metrics() == {"intruder/count": 0.0, "intruder/matrices_share": 0.0}

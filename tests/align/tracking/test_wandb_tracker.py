@@ -120,6 +120,25 @@ def test_loading_another_id_after_the_start_changes_over(tmp_path: Path) -> None
     assert [entry["item"]["step"] for entry in items(run, "history")] == [1]
 
 
+def test_a_picture_is_in_the_history_of_its_step(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1, 1))
+    FigureCanvasAgg(figure)
+    figure.savefig(tmp_path / "p.png")
+    sink = WandbSink(tmp_path)
+    sink.open()
+    sink.write(1, {"loss/total": 2.0})
+    sink.picture("curve", tmp_path / "p.png", 2)
+    sink.write(2, {"loss/total": 1.0})
+    sink.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    last = [entry["item"] for entry in items(run, "history")][-1]
+    assert last["step"] == 2
+    assert last["curve._type"] == "image-file"
+
+
 def test_disabled_leaves_nothing_behind(tmp_path: Path) -> None:
     sink = WandbSink(tmp_path, mode="disabled")
     sink.open()
