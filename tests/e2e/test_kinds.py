@@ -11,6 +11,7 @@ from tests.e2e.programs import finish, metrics
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.slow
 def test_a_warm_start_trains_and_its_policy_can_be_gone_on_with(tmp_path: Path) -> None:
     folder = tmp_path / "sft"
     done = finish("./recipes/smoke/sft_tiny.yaml", f"run.dir={folder}")

@@ -59,6 +59,7 @@ def test_one_run_goes_from_offline_to_online_and_the_metrics_show_the_switch(tmp
     assert rows[best]["eval/accuracy"] == max(rows[step]["eval/accuracy"] for step in (0, 2, 4))
 
 
+@pytest.mark.slow
 def test_both_samples_from_the_policy_carry_a_bonus_in_the_on_policy_form(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = finish(

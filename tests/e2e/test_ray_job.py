@@ -17,7 +17,7 @@ from cluster.head import Head
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/smoke/xpo_tiny.yaml"
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+pytestmark = pytest.mark.e2e
 
 # A program that is not in the environment, in a checkout of its own: what a head must get right before any recipe can.
 PROGRAM = """

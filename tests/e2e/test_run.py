@@ -91,7 +91,7 @@ def test_the_same_seed_is_the_same_run_and_an_override_shortens_it(plain: tuple[
     assert (again.returncode, "this run is finished" in again.stdout) == (0, True)
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_continues_bit_for_bit(plain: tuple[Path, str], tmp_path: Path, after: int) -> None:
     folder = tmp_path / "killed"
     process = start("align", "run", SMOKE, f"run.dir={folder}")
