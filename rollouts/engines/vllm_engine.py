@@ -7,20 +7,24 @@ Two properties that vLLM does not give by itself:
 - Building an engine leaves the process as it was: random states, thread settings and environment.
 """
 
-import gc
 import os
-import random
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 
 from rollouts.engines.base import EngineError, Request, Sample, SamplingParams
 from rollouts.engines.probe import SyncGuard, check_requests, check_sequences, one_line
+from rollouts.engines.vllm_process import (
+    BLOCK,
+    building,
+    clean_up,
+    no_compilation,
+    reset_prefix_cache,
+    shut_down,
+    start,
+)
 from rollouts.engines.vllm_weights import receive_live, register, require_backend
 from rollouts.memory import return_freed_memory
 from rollouts.types import Finish, WeightUpdate
@@ -28,7 +32,6 @@ from rollouts.types import Finish, WeightUpdate
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-BLOCK: Final = 32  # tokens in a block of the prefix cache; the smallest that vLLM's CPU attention takes
 _MAX_SEED: Final = 2**63
 
 
@@ -107,7 +110,7 @@ class VLLMEngine:
         jobs = [(request.prompt_ids, seed) for request in requests for seed in request.seeds]
         if not jobs:
             return [[] for _ in requests]
-        self._reset_cache()
+        reset_prefix_cache(self._engine())
         outputs = iter(self._run([ids for ids, _ in jobs], [_sampling(params, seed) for _, seed in jobs]))
         samples = [[_sample(next(outputs)) for _ in request.seeds] for request in requests]
         return_freed_memory()
@@ -147,14 +150,10 @@ class VLLMEngine:
         self._guard.kill("it was closed")
 
     def _build(self) -> None:
-        with _untouched_process(), _no_compilation():
-            os.environ.update(_environment(self._on_gpu))
-            torch.set_num_threads(self._threads)
+        with building(self._threads, self._on_gpu):
             try:
-                from vllm import LLM
-
                 register()
-                self._llm = LLM(**self._arguments)
+                self._llm = start(self._arguments)
                 if not self._on_gpu:
                     self._llm.collective_rpc("polestar_use_cdf_sampler")
                 if self._weight_transfer == "shm":
@@ -162,17 +161,13 @@ class VLLMEngine:
             except Exception as error:
                 self._dispose()
                 raise EngineError(f"vLLM cannot serve '{self._folder}': {one_line(error)}") from error
-        torch.set_num_threads(self._threads)
 
     def _dispose(self) -> None:
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        self._llm.llm_engine.engine_core.shutdown()
+        shut_down(self._llm)
         self._llm = None
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        clean_up()
 
     def _engine(self) -> "LLM":
         if self._llm is None:
@@ -196,7 +191,7 @@ class VLLMEngine:
             llm.finish_weight_update(weight_version=version)
         else:
             raise ValueError(f"this engine takes 'file:' and '{self._weight_transfer}:' updates; set weight_transfer")
-        self._reset_cache()
+        reset_prefix_cache(self._engine())
 
     def _verify(self, update: WeightUpdate) -> None:
         stamp = self._engine().get_weight_version()
@@ -204,10 +199,6 @@ class VLLMEngine:
             raise ValueError(f"vLLM reports weight version '{stamp}'")
         if stale := self._cached_canary_tokens():
             raise ValueError(f"the prefix cache outlived its weights: {stale} tokens were not computed anew")
-
-    def _reset_cache(self) -> None:
-        if not self._engine().reset_prefix_cache():
-            raise EngineError("vLLM's prefix cache cannot be emptied: some request still runs")
 
     def _cached_canary_tokens(self) -> int:
         [output] = self._run([self._canary], [_sampling(SamplingParams(1, (), temperature=0.0), 0)])
@@ -227,7 +218,7 @@ class VLLMEngine:
         llm = self._engine()
         inputs: list[Any] = [{"prompt_token_ids": list(ids)} for ids in prompts]
         try:
-            with _no_compilation():
+            with no_compilation():
                 return llm.generate(inputs, list(params), use_tqdm=False)
         except BaseException as error:
             # Requests that were under way, also at Ctrl-C, stay in vLLM's scheduler and would answer the next call.
@@ -271,46 +262,3 @@ def _scores(tokens: Sequence[int], positions: Any) -> tuple[float, ...]:
     if positions is None or len(positions) != len(tokens):
         raise EngineError(f"vLLM returned {len(positions or ())} log-probabilities for {len(tokens)} tokens")
     return tuple(table[token].logprob for token, table in zip(tokens, positions, strict=True))
-
-
-def _environment(on_gpu: bool) -> dict[str, str]:
-    chosen = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: nothing but our calls decides what is batched
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
-    if not on_gpu:
-        chosen["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner whose sampler polestar_use_cdf_sampler replaces
-    # vLLM's loggers pass to whatever handlers the program has; set it to 1 to see them on the console.
-    defaults = {"VLLM_CONFIGURE_LOGGING": "0"}
-    return {**chosen, **{name: value for name, value in defaults.items() if name not in os.environ}}
-
-
-@contextmanager
-def _no_compilation() -> Iterator[None]:
-    """Runs vLLM's few torch.compile helpers as they are: on a CPU each costs a C++ compiler and ten seconds."""
-    with torch.compiler.set_stance("force_eager" if not torch.cuda.is_available() else "default"):
-        yield
-
-
-@contextmanager
-def _untouched_process() -> Iterator[None]:
-    """Gives back the random states, ``torch.set_num_threads`` and LD_PRELOAD, all of which vLLM sets for itself."""
-    import logging
-
-    logging.getLogger("vllm").addHandler(logging.NullHandler())
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)
-        torch.set_num_threads = set_num_threads
-        os.environ.pop("LD_PRELOAD", None)
-        if preload is not None:
-            os.environ["LD_PRELOAD"] = preload
