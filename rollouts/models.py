@@ -79,6 +79,20 @@ def load_causal_lm(path: Path | str, dtype: "torch.dtype", attn_implementation: 
     return model
 
 
+def load_classifier(
+    path: Path | str, dtype: "torch.dtype", attn_implementation: str | None = None
+) -> "PreTrainedModel":
+    """The ``*ForSequenceClassification`` model of a resolved folder in evaluation mode; every call makes a new copy."""
+    from transformers import AutoModelForSequenceClassification
+
+    with _no_progress_bars():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            str(path), dtype=dtype, low_cpu_mem_usage=True, attn_implementation=attn_implementation
+        )
+    model.train(False)
+    return model
+
+
 def _default_cache() -> Path:
     root = os.environ.get("POLESTAR_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "polestar") / "models"

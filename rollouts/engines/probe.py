@@ -15,21 +15,11 @@ LEARNER_MOVED: Final = 1e-3
 """Nats. When the learner's probe moved by more anywhere, the engine's must not be bitwise what it was."""
 
 
-class SyncGuard:
-    """Whether an engine is alive, which weights it holds, and the last probe."""
+class Life:
+    """Whether an engine may serve."""
 
-    def __init__(self, tolerance: float) -> None:
-        if not tolerance > 0:
-            raise ValueError(f"probe_tolerance must be positive, not {tolerance}")
-        self._tolerance = tolerance
-        self._version = 0
+    def __init__(self) -> None:
         self._dead: str | None = None
-        self._last: tuple[WeightUpdate, tuple[float, ...]] | None = None
-
-    @property
-    def version(self) -> int:
-        """The version of the last update that passed its probe; 0 before the first."""
-        return self._version
 
     def require_alive(self) -> None:
         """Raises :class:`EngineError` when the engine is dead."""
@@ -41,8 +31,30 @@ class SyncGuard:
         self._dead = reason
 
     def revive(self) -> None:
+        """The engine was built afresh."""
+        self._dead = None
+
+
+class SyncGuard(Life):
+    """Whether an engine is alive, which weights it holds, and the last probe."""
+
+    def __init__(self, tolerance: float) -> None:
+        if not tolerance > 0:
+            raise ValueError(f"probe_tolerance must be positive, not {tolerance}")
+        super().__init__()
+        self._tolerance = tolerance
+        self._version = 0
+        self._last: tuple[WeightUpdate, tuple[float, ...]] | None = None
+
+    @property
+    def version(self) -> int:
+        """The version of the last update that passed its probe; 0 before the first."""
+        return self._version
+
+    def revive(self) -> None:
         """The engine was built afresh: version 0, no probe yet."""
-        self._version, self._dead, self._last = 0, None, None
+        super().revive()
+        self._version, self._last = 0, None
 
     def sync(
         self,
@@ -133,3 +145,11 @@ def check_sequences(lengths: Sequence[int], max_context: int) -> None:
     for index, length in enumerate(lengths):
         if not 1 <= length <= max_context:
             raise ValueError(f"sequence {index} has {length} tokens; 1 to {max_context} fit the context")
+
+
+def check_tokens(sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """``ValueError`` naming the first sequence (none is empty) with a token that the model does not have."""
+    for index, sequence in enumerate(sequences):
+        for token in (min(sequence), max(sequence)):
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"sequence {index} has token {token}; the model knows 0 to {vocabulary - 1}")

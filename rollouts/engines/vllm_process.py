@@ -44,8 +44,9 @@ def start(arguments: Mapping[str, Any]) -> "LLM":
 def shut_down(llm: "LLM") -> None:
     """Ends the engine; then drop every reference to ``llm`` and call :func:`clean_up`."""
     global _living
-    llm.llm_engine.engine_core.shutdown()
     _living -= 1
+    with _kept_process_group():
+        llm.llm_engine.engine_core.shutdown()
 
 
 def clean_up() -> None:
@@ -55,6 +56,19 @@ def clean_up() -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+
+@contextmanager
+def _kept_process_group() -> Iterator[None]:
+    """Keeps an engine that ends from ending the process group of all: vLLM thinks itself alone in its process."""
+    from vllm.v1.engine import core
+
+    clean = core.cleanup_dist_env_and_memory
+    core.cleanup_dist_env_and_memory = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        core.cleanup_dist_env_and_memory = clean
 
 
 def reset_prefix_cache(llm: "LLM") -> None:

@@ -259,7 +259,6 @@ class TestWeights:
             assert fresh.logprobs(PROMPTS) == engine.logprobs(PROMPTS)
         finally:
             fresh.close()
-            engine.rebuild()  # closing an engine ends vLLM's process group, which this one uses too
 
     def test_a_file_without_a_probe_is_taken_on_its_tensors(self, engine: Engine, other_weights: Path) -> None:
         before = engine.logprobs(PROMPTS)
@@ -374,7 +373,7 @@ class TestVLLM:
         assert state() == before
 
     def test_untied_weights_arrive(self, vllm: VLLMEngine, tmp_path: Path) -> None:
-        """Llama with its own output matrix; in the same process, after another engine."""
+        """Llama with its own output matrix; in the same process, beside another engine."""
         folder = build_tiny_model(tmp_path / "untied", seed=3, tied=False)
         file = perturb(folder / "model.safetensors", tmp_path / "moved.safetensors")
         engine = VLLMEngine(folder, max_context=CONTEXT, dtype="float32", kv_cache_gib=0.02, probe_tolerance=0.01)
@@ -383,7 +382,6 @@ class TestVLLM:
             assert engine.load_weights(update)["sync/probe_gap_max"] < TOLERANCE
         finally:
             engine.close()
-            vllm.rebuild()
 
     def test_bad_settings_are_one_line(self, tiny_model: Path, tmp_path: Path) -> None:
         for make, message in (
