@@ -31,15 +31,34 @@ def sample_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """``logits`` [B, V] with everything outside the ``top_k`` largest, then outside the ``top_p`` nucleus, at -inf."""
-    if 0 < top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+    rows = logits.shape[0]
+    return filter_rows(
+        logits,
+        torch.full((rows,), top_k, device=logits.device) if top_k > 0 else None,
+        torch.full((rows,), top_p, device=logits.device) if top_p < 1.0 else None,
+    )
+
+
+def filter_rows(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:
+    """:func:`filter_logits` with a ``top_k`` (at least 1) and a ``top_p`` for each row [B]; None switches one off.
+
+    Logits as large as the ``top_k``-th stay, however many they are. The nucleus is the smallest set of the most likely
+    tokens whose mass reaches ``top_p``. Where ``top_k`` leaves few tokens only those are sorted: on a CPU sorting whole
+    vocabularies takes several times as long as the model.
+    """
+    width = logits.shape[-1]
+    if top_k is not None:
+        top_k = top_k.long().clamp(max=width)
+        threshold = logits.topk(int(top_k.max()), dim=-1).values.gather(-1, top_k.unsqueeze(-1) - 1)
         logits = logits.masked_fill(logits < threshold, float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1)
-        outside = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        outside[:, -1] = False
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
-    return logits
+        width = max(1, int(torch.isfinite(logits).sum(dim=-1).max()))
+    if top_p is None:
+        return logits
+    ordered, order = logits.topk(width, dim=-1)
+    mass = ordered.softmax(dim=-1, dtype=torch.float32)
+    outside = mass.cumsum(dim=-1) - mass >= top_p.unsqueeze(-1)
+    outside[:, 0] = False
+    return torch.full_like(logits, float("-inf")).scatter(-1, order, ordered.masked_fill(outside, float("-inf")))
 
 
 def _first_above(masses: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,9 +17,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from rollouts.engines.sampling import sample_tokens
+from rollouts.engines.sampling import filter_rows, sample_tokens
 from rollouts.engines.weight_files import Shapes, check_shapes, expected_shapes, tensors
 
 
@@ -114,7 +113,7 @@ def _sample(
     p: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The contract of ``TopKTopPSampler.forward``: token ids [B] and the log-probabilities they were drawn from."""
-    logits = apply_top_k_top_p(logits, k, p)
+    logits = filter_rows(logits, k, p)
     # Seeded rows must not advance the process's own generator.
     unseeded = [row for row in range(logits.shape[0]) if row not in generators]
     uniforms = torch.empty(logits.shape[0], dtype=torch.float64)

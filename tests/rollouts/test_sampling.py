@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollouts.engines.sampling import filter_logits, sample_tokens
+from rollouts.engines.sampling import filter_logits, filter_rows, sample_tokens
 
 LOGITS = torch.tensor([0.1, 0.2, 0.7]).log()
 
@@ -63,3 +63,42 @@ def test_the_filters_compose_and_leave_other_rows_alone() -> None:
     rows = torch.stack((LOGITS, LOGITS.flip(0)))
     kept = torch.isfinite(filter_logits(rows, top_k=2, top_p=0.5))
     assert kept.tolist() == [[False, False, True], [True, False, False]]
+
+
+def by_hand(row: list[float], top_k: int, top_p: float) -> list[bool]:
+    """Whether each token stays: as large as the k-th, then of the most likely until their mass reaches p."""
+    threshold = sorted(row, reverse=True)[min(top_k, len(row)) - 1]
+    weights = [math.exp(x) if x >= threshold else 0.0 for x in row]
+    stay, mass = [False] * len(row), 0.0
+    for index in sorted(range(len(row)), key=lambda i: -weights[i]):
+        if weights[index] and (mass / sum(weights) < top_p or not any(stay)):
+            stay[index] = True
+        mass += weights[index]
+    return stay
+
+
+@given(
+    rows=st.lists(st.permutations(range(12)), min_size=1, max_size=4),
+    top_k=st.lists(st.integers(1, 20), min_size=4, max_size=4),
+    top_p=st.lists(st.floats(0.011, 0.987), min_size=4, max_size=4),
+)
+def test_every_row_is_filtered_by_its_own_settings(rows: list[list[int]], top_k: list[int], top_p: list[float]) -> None:
+    # Distinct logits whose sums no top_p of the strategy hits exactly.
+    logits = torch.tensor(rows, dtype=torch.float32) * 0.37
+    count = len(rows)
+    kept = filter_rows(logits, torch.tensor(top_k[:count]), torch.tensor(top_p[:count]))
+    for row, k, p, stays in zip(logits.tolist(), top_k, top_p, torch.isfinite(kept).tolist(), strict=False):
+        near = {q for q in (p - 1e-5, p + 1e-5) if by_hand(row, k, q) != by_hand(row, k, p)}
+        assert near or stays == by_hand(row, k, p)
+    assert torch.equal(kept[torch.isfinite(kept)], logits[torch.isfinite(kept)])
+
+
+def test_equal_logits_at_the_threshold_all_stay() -> None:
+    kept = filter_logits(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), top_k=2, top_p=1.0)
+    assert torch.isfinite(kept).tolist() == [[True, True, True, False]]
+
+
+def test_switched_off_nothing_is_changed() -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0]])
+    assert filter_rows(logits, None, None) is logits
+    assert torch.equal(filter_logits(logits, top_k=9, top_p=1.0), logits)
