@@ -126,15 +126,14 @@ class PolarEncoder:
         joint = "\n" if wrapper == "sft" else ""
         question = self._in_prompts.remove_from(_joined(prompt))
         answer, *outputs = [self._response(turns, question + joint) for turns in (reference, *candidates)]
-        size = len(self._spans(question))
         taken = answer.tokens + max(output.tokens for output in outputs)
         room = (self.max_length - _TEMPLATE_TOKENS - len(self._template[:-2]) - taken) // 2
         while True:
             if room < 0 or (room == 0 and question):
-                raise self._no_room(size, answer, outputs, room)
+                raise self._no_room(question, answer, outputs, room)
             kept = self._cut(question, room, "end")
             if question and not kept.text:  # not even one character of the prompt fits
-                raise self._no_room(size, answer, outputs, room)
+                raise self._no_room(question, answer, outputs, room)
             texts = [self._rendered(kept.text, joint, answer.text, output.text) for output in outputs]
             rows = [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=True)]
             # Parts may tokenise to more tokens together than apart.
@@ -185,10 +184,10 @@ class PolarEncoder:
             )
         return tuple(ids)
 
-    def _no_room(self, prompt_tokens: int, answer: _Cut, outputs: Sequence[_Cut], room: int) -> PolarError:
-        longest = max(output.tokens for output in outputs)
+    def _no_room(self, question: str, answer: _Cut, outputs: Sequence[_Cut], room: int) -> PolarError:
+        size, longest = len(self._spans(question)), max(output.tokens for output in outputs)
         return PolarError(
-            f"max_length {self.max_length} leaves {max(room, 0)} of the prompt's {prompt_tokens} tokens beside a "
+            f"max_length {self.max_length} leaves {max(room, 0)} of the prompt's {size} tokens beside a "
             f"reference of {answer.tokens} and a candidate of {longest}; raise max_length, or lower "
             f"max_response_length ({self.max_response_length})"
         )
