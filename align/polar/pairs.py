@@ -4,16 +4,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import UserError
+from rewards.polar.encoding import PolarEncoder
 from rewards.polar.types import Triple
-
-if TYPE_CHECKING:
-    from rewards.polar.encoding import PolarEncoder
 
 Ids = NDArray[np.int32]
 
@@ -50,7 +47,7 @@ class Pairs:
         return total.hexdigest()
 
 
-def encode_pairs(triples: Sequence[Triple], encoder: "PolarEncoder", what: str) -> Pairs:
+def encode_pairs(triples: Sequence[Triple], encoder: PolarEncoder, what: str) -> Pairs:
     """The pairs of ``triples``, in order. Raises ``UserError`` where there are none; ``what`` names them in it."""
     chosen, rejected, truncated, identical = [], [], 0, 0
     for triple in triples:

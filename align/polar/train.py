@@ -18,8 +18,10 @@ from align.polar.trainer import NAMES, Plan, build_trainer, count_parameters, ma
 from align.polar.validate import Validation, validate
 from align.protocols import Metrics, Tracker
 from align.supervised import Checkpoints, Forward, Progress
+from rewards.polar.encoding import PolarEncoder
 from rewards.polar.model import PolarSettings, load_polar, polar_settings
 from rewards.polar.types import Triple
+from rollouts.models import load_tokenizer
 
 RESULT_FILE, CLAIM_FILE = "result.json", "training.json"
 
@@ -65,9 +67,6 @@ def train(
     read. Raises ``UserError`` when there is no pair, or the folder is another run's, and
     :class:`rewards.polar.types.PolarError` for a model or a triple that does not fit.
     """
-    from rewards.polar.encoding import PolarEncoder
-    from rollouts.models import load_tokenizer
-
     settings = _settings(config, model)
     encoder = PolarEncoder(load_tokenizer(model), **asdict(settings))
     pairs = encode_pairs(triples, encoder, "train on")

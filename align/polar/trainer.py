@@ -18,7 +18,8 @@ from align.learners.adapters import AdapterConfig, check_targets, to_peft
 from align.polar.config import PolarTraining
 from align.polar.hyperparameters import suggest_batch, suggest_lr
 from align.polar.pairs import Pairs, training_order
-from rewards.polar.model import SCORE_TOKEN, SEPARATOR, PolarSettings, load_polar, save_polar
+from rewards.polar.encoding import SCORE_TOKEN, SEPARATOR
+from rewards.polar.model import PolarSettings, load_polar, save_polar
 from rewards.polar.shipped import describe
 from rollouts.models import load_tokenizer, make_atomically
 
