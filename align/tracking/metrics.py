@@ -33,6 +33,14 @@ METRICS: dict[str, str] = {
     "data/examples": "examples that are trained on",
     "data/drafts": "plans drafted for explore-execute data",
     "data/dropped": "drafts that the filter refused; ledger.jsonl says why",
+    # Reward models.
+    "reward_model/accuracy": "share of training pairs whose chosen scores higher, mean over passes since the last log",
+    "reward_model/margin": "score of chosen minus that of rejected on training pairs, mean (units of the reward)",
+    "reward_model/mean": "score of chosen and rejected training sequences, mean (units of the reward)",
+    "data/pairs": "pairs of sequences that are trained on",
+    "data/tokens": "tokens trained on so far, both sequences of a pair, without padding",
+    "data/truncated": "training pairs of which a part was cut to fit the model's lengths",
+    "data/identical": "training pairs whose sides are the same tokens: nothing to learn from",
     # Experience.
     "rollout/completions": "completions collected in this step",
     "rollout/tokens": "tokens generated in this step, end-of-sequence tokens included",
@@ -62,9 +70,11 @@ METRICS: dict[str, str] = {
     "sync/probe_s": "seconds of proving that it does",
     "sync/version": "version of the weights the engine holds",
     # Evaluation on data that nothing was trained on.
-    "eval/accuracy": "share of held-out problems answered right, sampled as the recipe says (0..1)",
+    "eval/accuracy": "share of held-out problems answered right; of held-out pairs whose chosen scores higher (0..1)",
     "eval/accuracy_low": "lower end of the 95% interval of eval/accuracy",
     "eval/accuracy_high": "upper end of the 95% interval of eval/accuracy",
+    "eval/loss": "-log sigmoid of the margin of held-out pairs, mean; ln 2 is chance (nats)",
+    "eval/margin": "score of chosen minus that of rejected on held-out pairs, mean (units of the reward)",
     "eval/length_mean": "tokens of a completion on held-out problems, mean",
     "eval/contain_eos_token": "share of held-out completions that end with the end-of-sequence token (0..1)",
     "eval/best_step": "loop step of the iterate with the best eval/accuracy so far",
