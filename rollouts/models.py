@@ -54,6 +54,24 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
     raise ModelError(f"model '{name}': unknown prefix '{prefix}:'; {hint}")
 
 
+def merged(name: str, adapter: str, cache_dir: Path | None = None) -> Path:
+    """The local folder of the model called ``name`` with the PEFT adapter of the folder ``adapter`` merged into it.
+
+    It is made once, in the cache of :func:`resolve`, and again where model or adapter have changed; the weights keep
+    the model's own type. Raises :class:`ModelError`.
+    """
+    base, folder = resolve(name, cache_dir), Path(adapter).expanduser()
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"adapter '{adapter}': no adapter_config.json and adapter_model.safetensors there; give a "
+                         "folder that peft's save_pretrained wrote")  # fmt: skip
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(base.glob("*.safetensors"))]
+    parts = (CONVERSION_VERSION, base, stats, _digest(weights), _digest(folder / "adapter_config.json"))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    target = (cache_dir or default_cache()) / f"merged-{key}"
+    return made_once(f"{name}' with adapter '{adapter}", target, lambda made: _merge(base, folder, made))
+
+
 def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a resolved folder; padding falls back to the end-of-sequence token."""
     from transformers import AutoTokenizer
@@ -157,6 +175,19 @@ def _tiny(rest: str, cache: Path) -> Path:
         build_tiny_model(folder, seed=int(rest))
 
     return made_once(name, target, build)
+
+
+def _merge(base: Path, adapter: Path, target: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoTokenizer
+
+    # Summed in float32: in half precision a small update would vanish before it is rounded once.
+    adapted = PeftModel.from_pretrained(load_causal_lm(base, torch.float32), str(adapter))
+    own = getattr(AutoConfig.from_pretrained(str(base)), "dtype", None) or torch.float32
+    with no_progress_bars():
+        adapted.merge_and_unload().to(own).save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(base)).save_pretrained(target)
 
 
 def made_once(name: str, target: Path, make: Callable[[Path], None]) -> Path:
