@@ -117,6 +117,21 @@ class PolarEncoder:
         """The text whose tokens are those of :meth:`encode`, for servers that take text."""
         return self._fit(prompt, reference, [candidate], wrapper)[0][0]
 
+    def encode_rendered(self, text: str) -> Encoded:
+        """The tokens of a text that :meth:`render` or POLAR's own client has made; nothing of it is cut or cleaned.
+
+        Raises :class:`PolarError` when its control tokens are not those of one item, or it exceeds ``max_length``.
+        """
+        ids: list[int] = self._core.encode(_joined(text), add_special_tokens=True).ids
+        if [token for token in ids if token in self._control] != self._template or ids[-1] != self.score_id:
+            raise PolarError(
+                f"a rendered text holds '{self._separator}' once, '{self._score_token}' once at its end, and no other "
+                "special token"
+            )
+        if len(ids) > self.max_length:
+            raise PolarError(f"the rendered text has {len(ids)} tokens, and max_length is {self.max_length}")
+        return Encoded(tuple(ids), frozenset())
+
     def _fit(
         self, prompt: Turns, reference: Turns, candidates: Sequence[Turns], wrapper: Wrapper
     ) -> list[tuple[str, Encoded]]:
@@ -126,14 +141,15 @@ class PolarEncoder:
         joint = "\n" if wrapper == "sft" else ""
         question = self._in_prompts.remove_from(_joined(prompt))
         answer, *outputs = [self._response(turns, question + joint) for turns in (reference, *candidates)]
+        size = len(self._spans(question))
         taken = answer.tokens + max(output.tokens for output in outputs)
         room = (self.max_length - _TEMPLATE_TOKENS - len(self._template[:-2]) - taken) // 2
         while True:
             if room < 0 or (room == 0 and question):
-                raise self._no_room(question, answer, outputs, room)
+                raise self._no_room(size, answer, outputs, room)
             kept = self._cut(question, room, "end")
             if question and not kept.text:  # not even one character of the prompt fits
-                raise self._no_room(question, answer, outputs, room)
+                raise self._no_room(size, answer, outputs, room)
             texts = [self._rendered(kept.text, joint, answer.text, output.text) for output in outputs]
             rows = [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=True)]
             # Parts may tokenise to more tokens together than apart.
@@ -184,10 +200,10 @@ class PolarEncoder:
             )
         return tuple(ids)
 
-    def _no_room(self, question: str, answer: _Cut, outputs: Sequence[_Cut], room: int) -> PolarError:
-        size, longest = len(self._spans(question)), max(output.tokens for output in outputs)
+    def _no_room(self, prompt_tokens: int, answer: _Cut, outputs: Sequence[_Cut], room: int) -> PolarError:
+        longest = max(output.tokens for output in outputs)
         return PolarError(
-            f"max_length {self.max_length} leaves {max(room, 0)} of the prompt's {size} tokens beside a "
+            f"max_length {self.max_length} leaves {max(room, 0)} of the prompt's {prompt_tokens} tokens beside a "
             f"reference of {answer.tokens} and a candidate of {longest}; raise max_length, or lower "
             f"max_response_length ({self.max_response_length})"
         )
