@@ -18,7 +18,8 @@ class PolarTraining:
     what was fitted. ``batch_size`` pairs an update, ``micro_batch_size`` of them a pass; ``max_length`` and
     ``max_response_length`` in tokens, by default the model's own; the three ``*_every`` in updates, 0 is never.
     ``dtype`` bfloat16 is mixed precision over float32 weights, and the format of the trained model. An adapter ``lora``
-    is merged into it.
+    is merged into it. ``adapter`` is the folder of one that was trained on the same starting model, with the settings
+    of ``lora``, to go on with: pre-training and fine-tuning then make one adapter.
     """
 
     lr: float | Auto = "auto"
@@ -31,6 +32,7 @@ class PolarTraining:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     lora: AdapterConfig | None = None
+    adapter: str | None = None
     gradient_checkpointing: bool = False
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_length: int | None = None
@@ -65,6 +67,8 @@ class PolarTraining:
             )
         if self.lora and self.lora.type != "lora":
             raise ValueError(f"training.lora must be of type lora, not {self.lora.type}: TRL moves no rank budgets")
+        if self.adapter and not self.lora:
+            raise ValueError("training.adapter goes on with a low-rank update: give training.lora its settings")
         if self.lr == "auto" and self.lora:
             raise ValueError("training.lr auto is fitted to training of all weights: give a number with an adapter")
         if self.lr == "auto" and self.backbone_tokens is None:

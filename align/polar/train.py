@@ -14,7 +14,7 @@ from align.checkpoint import write_atomically
 from align.errors import UserError
 from align.polar.config import PolarTraining
 from align.polar.pairs import Pairs, encode_pairs
-from align.polar.trainer import NAMES, Plan, build_trainer, count_parameters, make_plan, save_trained
+from align.polar.trainer import NAMES, Plan, build_trainer, count_parameters, make_plan, save_trained, with_adapter
 from align.polar.validate import Validation, validate
 from align.protocols import Metrics, Tracker
 from align.supervised import Checkpoints, Forward, Progress
@@ -129,7 +129,7 @@ class _Run:
                 "data/truncated": self._pairs.truncated,
                 "data/identical": self._pairs.identical,
             }
-            self._tracker.log(0, counts, self._of_folder(self._start, 0))
+            self._tracker.log(0, counts, self._of_folder(self._start, 0, self._config.adapter))
             self._checkpoints.write(progress)
         else:
             progress, outer, resume = found
@@ -155,11 +155,14 @@ class _Run:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         save_trained(trainer, self._settings, self._config, self._model, self._adapter)
 
-    def _of_folder(self, folder: Path, step: int) -> dict[str, float]:
-        """The validation of a saved model, in the format that it is saved in."""
+    def _of_folder(self, folder: Path, step: int, adapter: str | None = None) -> dict[str, float]:
+        """The validation of a saved model, in the format that it is saved in, with the adapter that it starts with."""
         import torch
 
-        return self._measure(load_polar(folder, getattr(torch, self._config.dtype)), step)
+        model: Any = load_polar(folder, getattr(torch, self._config.dtype))
+        if adapter:
+            model = with_adapter(model, Path(adapter), self._config)
+        return self._measure(model, step)
 
     def _measure(self, model: Any, step: int) -> dict[str, float]:
         with self._tracker.phase("evaluate"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.errors import UserError
 from align.learners.adapters import AdapterConfig, check_targets, to_peft
 from align.polar.config import PolarTraining
 from align.polar.hyperparameters import suggest_batch, suggest_lr
@@ -149,7 +150,10 @@ def build_trainer(
         disable_tqdm=True,
     )
     datasets.disable_progress_bars()
-    model, tokenizer = load_polar(model_path, torch.float32), load_tokenizer(model_path)
+    tokenizer = load_tokenizer(model_path)
+    model: Any = load_polar(model_path, torch.float32)
+    if config.adapter:
+        model = with_adapter(model, Path(config.adapter), config)
     trainer = RewardTrainer(
         model=model,
         args=args,
@@ -157,7 +161,7 @@ def build_trainer(
             {"chosen_ids": list(pairs.chosen), "rejected_ids": list(pairs.rejected)}
         ).select(plan.order),
         processing_class=tokenizer,
-        peft_config=_adapter(config.lora, model, tokenizer) if config.lora else None,
+        peft_config=_adapter(config.lora, model, tokenizer) if config.lora and not config.adapter else None,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
@@ -175,6 +179,26 @@ def _adapter(lora: AdapterConfig, model: Any, tokenizer: Any) -> Any:
         modules_to_save=["score"],
         trainable_token_indices={name.rpartition(".")[2]: rows},
     )
+
+
+def with_adapter(model: Any, adapter: Path, config: PolarTraining) -> Any:
+    """``model`` with a trained adapter on it, head and embedding rows included, to be trained further.
+
+    Raises ``UserError`` where there is none, or one of another form than ``config`` has.
+    """
+    from peft import PeftConfig, PeftModel
+
+    try:
+        found: Any = PeftConfig.from_pretrained(str(adapter))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{adapter}: no adapter there; give the 'adapter' folder of a finished LoRA run") from error
+    assert config.lora is not None, "the configuration refuses an adapter without it"
+    if (found.r, found.lora_alpha) != (config.lora.rank, config.lora.alpha):
+        raise UserError(
+            f"{adapter} has rank {found.r} and alpha {found.lora_alpha:g}; training.lora says {config.lora.rank} and "
+            f"{config.lora.alpha:g}: make them the same"
+        )
+    return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
 
 def save_trained(

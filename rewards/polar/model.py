@@ -158,6 +158,15 @@ def polar_settings(folder: Path | str) -> PolarSettings:
     return PolarSettings(**{name: found[name] for name in wanted})
 
 
+def is_polar(folder: Path | str) -> bool:
+    """Whether a folder holds a policy discriminator, and not a plain backbone."""
+    try:
+        polar_settings(folder)
+    except PolarError:
+        return False
+    return True
+
+
 def load_polar(path: Path | str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
     """The policy discriminator of a folder in evaluation mode: its body in ``dtype``, its head in float32.
 

@@ -109,6 +109,33 @@ def test_an_adapter_trains_the_head_and_two_rows_and_can_be_shipped(tmp_path: Pa
     assert found.loss == pytest.approx(outcome.validations[-1].loss, abs=0.02)
 
 
+def test_a_second_training_goes_on_with_the_first_ones_adapter(tmp_path: Path) -> None:
+    start = build_polar(resolve("tiny:0", tmp_path), tmp_path / "start")
+    lora = AdapterConfig(rank=2, alpha=8)
+    first = go(settings(lora=lora, lr=1e-2), start, tmp_path / "first")
+    second = go(settings(lora=lora, lr=1e-3, adapter=str(first.adapter)), start, tmp_path / "second")
+    # It begins where the first one ended, and its adapter alone, on the same start, is all that was learnt.
+    assert second.validations[0].loss == pytest.approx(first.validations[-1].loss, abs=1e-5)
+    assert second.validations[-1].loss != second.validations[0].loss
+    assert second.adapter is not None
+    ship(second.adapter, tmp_path / "weights" / "both", base="tiny:0")
+    shipped = load_polar(resolve_polar("polar:both", tmp_path, tmp_path / "weights"), torch.float32)
+    found = validate(shipped, encode_pairs(HELDOUT, load_encoder(start), "x"), 2)
+    assert found.loss == pytest.approx(second.validations[-1].loss, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rank", "message"),
+    [("nowhere", 2, "no adapter there"), ("first", 4, "has rank 2 and alpha 8; training.lora says 4 and 8")],
+)
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, adapter: str, rank: int, message: str) -> None:
+    start = build_polar(resolve("tiny:0", tmp_path), tmp_path / "start")
+    go(settings(lora=AdapterConfig(rank=2, alpha=8)), start, tmp_path / "first")
+    folder = str(tmp_path / adapter / "adapter")
+    with pytest.raises(UserError, match=message):
+        go(settings(lora=AdapterConfig(rank=rank, alpha=8), adapter=folder), start, tmp_path / "second")
+
+
 def test_mixed_precision_keeps_float32_weights_and_saves_bfloat16(start: Path, tmp_path: Path) -> None:
     config = settings(dtype="bfloat16", gradient_checkpointing=True)
     pairs = encode_pairs(TRAIN, load_encoder(start), "train on")
