@@ -2,13 +2,23 @@
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup xpo test slow quick lint bench clean requirements
+.PHONY: setup xpo polar test slow quick lint bench clean requirements
 
 setup:
 	@./setup.sh
 
 xpo: setup
 	@./recipes/xpo.yaml
+
+# What rewards/polar/weights/smollm2-135m was made with: policies, their samples, both trainings.
+polar: setup
+	@align run recipes/sft.yaml run.dir=runs/polar/steps sft.log_every=7 sft.checkpoint_every=7
+	@align run recipes/sft.yaml run.dir=runs/polar/worked data.answers=reference sft.log_every=7 sft.checkpoint_every=7
+	@align run recipes/explore_execute.yaml run.dir=runs/polar/plans
+	@align polar corpus recipes/polar_corpus.yaml
+	@align run recipes/polar_pretrain.yaml
+	@align run recipes/polar_finetune.yaml
+	@align polar eval runs/polar_finetune/model --data runs/polar_corpus/ranked/heldout_policies.jsonl
 
 test: setup lint
 	@$(PY) -m pytest -q -m "not slow"
