@@ -231,6 +231,47 @@ def polar_eval(
     return measure(Evaluation(model, data, split, backbone, limit, max_response_length, backend, out))
 
 
+@polar_app.command("triples")
+@_command
+def polar_triples(
+    source: Annotated[Path, typer.Argument(help="Answers of policies with a judge's preferences (AlpacaEval's form).")],
+    out: Annotated[Path, typer.Argument(help="The new .jsonl file.")],
+    split: Annotated[Literal["all", "train", "test"], typer.Option(help="By the prompt.")] = "all",
+    held_out: Annotated[int, typer.Option(help="So many policies are never in train.")] = 0,
+    policies: Annotated[
+        Literal["seen", "held_out", "all"], typer.Option(help="Whose answers are compared; in train those seen.")
+    ] = "seen",
+    reference: Annotated[Literal["baseline", "best"], typer.Option(help="Whose answer is rank 1.")] = "baseline",
+    length: Annotated[
+        Literal["any", "balanced"], typer.Option(help="balanced: chosen is the shorter one in half of the triples.")
+    ] = "any",
+    per_prompt: Annotated[int, typer.Option(help="Most triples of a prompt.")] = 2,
+    seed: Annotated[int, typer.Option(help="Decides split, held-out policies and draws.")] = 0,
+) -> int:
+    """Make ranked triples of judged answers: rank 1 is the reference, 2 chosen, 3 rejected."""
+    from align.build import user_errors
+
+    with user_errors():
+        from rewards.polar.judged_policies import TripleConfig, judged_triples, read_judged
+        from rewards.polar.triples import write_triples
+
+        config = TripleConfig(
+            split=split,
+            held_out=held_out,
+            policies=policies,
+            reference=reference,
+            length=length,
+            per_prompt=per_prompt,
+            seed=seed,
+        )
+        triples = judged_triples(read_judged(source), config)
+        if not triples:
+            raise UserError(f"{source}: no triple under these options; lower held_out, or take another split")
+        write_triples(out, triples)
+    print(f"wrote {len(triples)} triples to {out}")
+    return 0
+
+
 @polar_app.command("convert")
 @_command
 def polar_convert(
