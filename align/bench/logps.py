@@ -1,13 +1,12 @@
 """``align bench logps``: time and memory of the pairs' log-probabilities, ours against the plain form, on the CPU."""
 
 import json
-import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from align.bench.machine import cpu_name
+from align.bench.worker import worker
 from align.checkpoint import write_atomically
 from align.errors import UserError
 from align.losses.logps import pack_pairs, pair_logps
@@ -108,12 +108,12 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
     last: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, case)) for name in ARMS}
-        for worker in workers.values():
-            worker()
+        asks = {name: stack.enter_context(worker(name, _serve, name, case)) for name in ARMS}
+        for ask in asks.values():
+            ask(None)
         for repeat in range(repeats):
-            for name, worker in workers.items():
-                last[name] = worker()
+            for name, ask in asks.items():
+                last[name] = ask(None)
                 seconds[name].append(last[name]["seconds"])
                 print(f"{case.shape} {name} {repeat + 1}/{repeats}: {seconds[name][-1]:.2f} s", file=sys.stderr)
     gaps = [abs(a - b) for a, b in zip(last["ours"]["logps"], last["naive"]["logps"], strict=True)]
@@ -159,35 +159,6 @@ def render(report: dict[str, Any]) -> str:
         f"{report['machine']}"
     )
     return "\n".join(lines)
-
-
-@contextmanager
-def _worker(arm: str, case: Case) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A fresh process that makes one pass each time it is called."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, arm, case), daemon=True)
-    process.start()
-    theirs.close()
-
-    def one_pass() -> dict[str, Any]:
-        try:
-            ours.send(True)
-            result: dict[str, Any] = ours.recv()
-        except (EOFError, OSError) as error:
-            process.join()
-            raise UserError(
-                f"the process of the {arm} form ended with exit code {process.exitcode}; "
-                "-9 means that memory ran out: free some, or take a smaller model"
-            ) from error
-        return result
-
-    try:
-        yield one_pass
-    finally:
-        ours.close()
-        process.join(10)
-        process.terminate()
 
 
 def _serve(pipe: Connection, arm: str, case: Case) -> None:

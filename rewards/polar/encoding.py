@@ -117,6 +117,21 @@ class PolarEncoder:
         """The text whose tokens are those of :meth:`encode`, for servers that take text."""
         return self._fit(prompt, reference, [candidate], wrapper)[0][0]
 
+    def encode_rendered(self, text: str) -> Encoded:
+        """The tokens of a text that :meth:`render` or POLAR's own client has made; nothing of it is cut or cleaned.
+
+        Raises :class:`PolarError` when its control tokens are not those of one item, or it exceeds ``max_length``.
+        """
+        ids: list[int] = self._core.encode(_joined(text), add_special_tokens=True).ids
+        if [token for token in ids if token in self._control] != self._template or ids[-1] != self.score_id:
+            raise PolarError(
+                f"a rendered text holds '{self._separator}' once, '{self._score_token}' once at its end, and no other "
+                "special token"
+            )
+        if len(ids) > self.max_length:
+            raise PolarError(f"the rendered text has {len(ids)} tokens, and max_length is {self.max_length}")
+        return Encoded(tuple(ids), frozenset())
+
     def _fit(
         self, prompt: Turns, reference: Turns, candidates: Sequence[Turns], wrapper: Wrapper
     ) -> list[tuple[str, Encoded]]:

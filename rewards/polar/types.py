@@ -28,6 +28,13 @@ class PolarItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """An item that POLAR's own client has rendered already: one separator inside, the score token at the end."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Triple:
     """A reference, and two candidates of which ``chosen`` should score higher relative to it.
 
