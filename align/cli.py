@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import typer
 
@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 cluster_app = typer.Typer(no_args_is_help=True, help="A Ray head on this machine.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements.")
+polar_app = typer.Typer(no_args_is_help=True, help="Policy discriminators (POLAR): corpus, conversion, evaluation.")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(polar_app, name="polar")
 app.add_typer(bench_app, name="bench")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/xpo.yaml.")]
@@ -183,6 +185,104 @@ def cluster_status() -> int:
     return 0
 
 
+@polar_app.command("corpus")
+@_command
+def polar_corpus(
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "polar_corpus.yaml",
+    overrides: Overrides = None,
+) -> int:
+    """Sample a pre-training corpus from a pool of policies, or go on with it."""
+    from align.recipe.load import load
+
+    resolved = load(recipe, overrides or [])
+    if resolved.kind != "polar_corpus":
+        raise UserError(f"{recipe}: is a recipe of kind '{resolved.kind}'; a corpus is made by one of 'polar_corpus'")
+    from align.build import run_recipe
+
+    return run_recipe(resolved, recipe, overrides or [])
+
+
+@polar_app.command("eval")
+@_command
+def polar_eval(
+    model: Annotated[str, typer.Argument(help="A POLAR model: a folder, hub:ORG/NAME or polar:NAME.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Ranked triples (.jsonl), the folder of a corpus, or answers of policies with a judge's preferences "
+            "in the AlpacaEval format (.jsonl.gz)."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Of a corpus: validation or heldout_policies.")] = "validation",
+    backbone: Annotated[
+        str | None, typer.Option(help="A second POLAR model to compare with: the backbone without pre-training.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use so many triples.")] = None,
+    max_response_length: Annotated[int | None, typer.Option(help="Cut answers to so many tokens.")] = None,
+    backend: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What computes the scores; both give the raw logit.")
+    ] = "transformers",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as JSON.")] = None,
+) -> int:
+    """Measure preference accuracy with a reference, beside no, shuffled references, length and embedding."""
+    from align.build.polar_eval import Evaluation
+    from align.build.polar_eval import main as measure
+
+    return measure(Evaluation(model, data, split, backbone, limit, max_response_length, backend, out))
+
+
+@polar_app.command("convert")
+@_command
+def polar_convert(
+    source: Annotated[str, typer.Argument(help="An official POLAR checkpoint: a folder or hub:ORG/NAME.")],
+    target: Annotated[Path, typer.Argument(help="The new folder.")],
+) -> int:
+    """Turn an official POLAR checkpoint (InternLM2ForRewardModel) into LlamaForSequenceClassification, exactly."""
+    from align.build import user_errors
+
+    with user_errors():
+        from rewards.polar.convert import convert
+        from rollouts.models import resolve
+
+        print(f"wrote {convert(resolve(source), target)}")
+    return 0
+
+
+@polar_app.command("golden")
+@_command
+def polar_golden(
+    folder: Annotated[Path, typer.Argument(help="A converted POLAR-7B.")],
+) -> int:
+    """Compare scores of a converted POLAR-7B with the ones that its authors publish."""
+    from align.build import user_errors
+
+    with user_errors():
+        from rewards.polar.golden import TOLERANCE, golden
+
+        results = golden(folder)
+    for result in results:
+        verdict = "agrees" if result.agrees else f"DIFFERS by more than {TOLERANCE}"
+        print(f"{result.score:+.4f} for {result.expected:+.4f}: {verdict}")
+    return 0 if all(result.agrees for result in results) else 1
+
+
+@polar_app.command("ship")
+@_command
+def polar_ship(
+    run: Annotated[Path, typer.Argument(help="Run folder of a LoRA training of kind 'polar'.")],
+    target: Annotated[Path, typer.Argument(help="The new folder, such as rewards/polar/weights/NAME.")],
+    base: Annotated[str, typer.Option(help="The backbone, by a name that means the same everywhere.")] = DEMO_MODEL,
+) -> int:
+    """Write a trained adapter and head as package data that `polar:NAME` finds."""
+    from align.build import user_errors
+
+    with user_errors():
+        from rewards.polar.shipped import ship
+
+        print(f"wrote {ship(run / 'adapter', target, base=base)}")
+    return 0
+
+
 @bench_app.command("step")
 @_command
 def bench_step(
@@ -198,6 +298,18 @@ def bench_step(
     from align.bench.step import main as measure
 
     return measure(resolved, recipe, overrides or [])
+
+
+@bench_app.command("score")
+@_command
+def bench_score(
+    model: Annotated[str, typer.Option(help="A POLAR model, or a backbone that gets a random head.")] = DEMO_MODEL,
+    repeats: Annotated[int, typer.Option(help="Measured passes of each form.")] = 3,
+) -> int:
+    """Measure scoring: groups that share prompt and reference, with and without prefix reuse, and a plain loop."""
+    from align.bench.score import main as measure
+
+    return measure(model, repeats)
 
 
 @bench_app.command("logps")

@@ -15,9 +15,11 @@ from rollouts.types import Finish, Origin, Prompt, Rollout
 class TextEvaluator:
     """Samples answers to held-out prompts and scores them; implements :class:`align.protocols.Evaluator`.
 
-    An answer counts as right when its score reaches ``threshold``. Seeds do not depend on the step: two evaluations
-    ask the same problems with the same random numbers, so that their difference is the policy's. An answer that could
-    not be scored is left out and counted in ``eval/failed``.
+    An answer counts as right when its score by ``checker`` reaches ``threshold``; without a checker accuracy is not
+    measured. Seeds do not depend on the step: two evaluations ask the same problems with the same random numbers, so
+    that their difference is the policy's. An answer that could not be scored is left out and counted in
+    ``eval/failed``. ``reward`` is what the policy learns from, where that is something else: its mean on the same
+    answers is reported beside their accuracy.
     """
 
     def __init__(
@@ -25,17 +27,19 @@ class TextEvaluator:
         engine: EngineSupervisor,
         prompts: Sequence[Prompt],
         renderer: ChatRenderer,
-        scorer: Scorer,
+        checker: Scorer | None,
         params: SamplingParams,
         *,
         samples_per_prompt: int,
         threshold: float,
         seed: int,
+        reward: Scorer | None = None,
     ) -> None:
         self._engine = engine
         self._prompts = prompts
         self._renderer = renderer
-        self._scorer = scorer
+        self._checker = checker
+        self._reward = reward
         self._params = params
         self._samples = samples_per_prompt
         self._threshold = threshold
@@ -56,16 +60,20 @@ class TextEvaluator:
             Rollout(p, r.prompt_ids, tuple(to_completion(s, self._renderer, Origin.POLICY, 0) for s in samples))
             for p, r, samples in zip(self._prompts, requests, results, strict=True)
         ]
-        scores = self._scorer.score(rollouts)
+        completions = [c for rollout in rollouts for c in rollout.completions]
+        return {
+            "eval/length_mean": sum(len(c.token_ids) for c in completions) / len(completions),
+            "eval/contain_eos_token": sum(c.finish is Finish.STOP for c in completions) / len(completions),
+            **(self._accuracy(self._checker, rollouts, step) if self._checker else {}),
+            **(_mean_reward(self._reward, rollouts) if self._reward else {}),
+        }
+
+    def _accuracy(self, checker: Scorer, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
+        scores = checker.score(rollouts)
         right = [[float(s >= self._threshold) for s in row if not isinstance(s, ScoreFailure)] for row in scores]
         self.results[step] = [sum(row) / len(row) if row else None for row in right]
         flat = [r for row in right for r in row]
-        completions = [c for rollout in rollouts for c in rollout.completions]
-        metrics = {
-            "eval/failed": float(len(completions) - len(flat)),
-            "eval/length_mean": sum(len(c.token_ids) for c in completions) / len(completions),
-            "eval/contain_eos_token": sum(c.finish is Finish.STOP for c in completions) / len(completions),
-        }
+        metrics = {"eval/failed": float(sum(map(len, scores)) - len(flat))}
         if flat:
             accuracy = sum(flat) / len(flat)
             # Answers to one problem are not independent, so that the interval counts problems, not answers.
@@ -78,6 +86,11 @@ class TextEvaluator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.results = {int(step): list(values) for step, values in state["results"].items()}
+
+
+def _mean_reward(reward: Scorer, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    numbers = [s for row in reward.score(rollouts) for s in row if not isinstance(s, ScoreFailure)]
+    return {"eval/reward_mean": sum(numbers) / len(numbers)} if numbers else {}
 
 
 class BestIterate:

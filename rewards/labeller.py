@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 from rewards.contests import Contest, Label, Missed, PairLedger, Ties, sigmoid
-from rewards.types import Score, ScoredPair, ScoreFailure, Scorer
+from rewards.types import MeteredScorer, Score, ScoredPair, ScoreFailure, Scorer
 from rollouts.types import Completion, Origin, Rollout
 
 
@@ -68,13 +68,17 @@ class PairLabeller:
                 raise ValueError(f"the scorer gave {len(row)} scores for {len(rollout.completions)} completions")
             contests += [self._contest(rollout, candidates) for candidates in self._candidates(rollout, row)]
         pairs, metrics = self._ledger.settle(contests, step, random.Random(f"{self._config.seed}:{step}"))
-        return pairs, {**_reward_metrics(experience, scores), **metrics}
+        measured = self._scorer.last_metrics() if isinstance(self._scorer, MeteredScorer) else {}
+        return pairs, {**_reward_metrics(experience, scores), **measured, **metrics}
 
     def state_dict(self) -> dict[str, Any]:
-        return self._ledger.state_dict()
+        scorer = self._scorer.state_dict() if isinstance(self._scorer, MeteredScorer) else {}
+        return {"ledger": self._ledger.state_dict(), "scorer": scorer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._ledger.load_state_dict(state)
+        self._ledger.load_state_dict(state["ledger"])
+        if isinstance(self._scorer, MeteredScorer):
+            self._scorer.load_state_dict(state["scorer"])
 
     def _contest(self, rollout: Rollout, candidates: tuple[_Candidate, _Candidate] | None) -> Contest | Missed:
         if candidates is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rollouts.types import Completion, Prompt, Rollout
 
@@ -24,6 +24,23 @@ class Scorer(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[Score]]:
         """``result[i][g]`` belongs to ``rollouts[i].completions[g]``; same lengths, always."""
+        ...
+
+
+@runtime_checkable
+class MeteredScorer(Scorer, Protocol):
+    """A scorer that measures what it does, and has a state that a checkpoint keeps."""
+
+    def last_metrics(self) -> dict[str, float]:
+        """Numbers of the last call of ``score``, for the tracker."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run must remember of it, as plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what :meth:`state_dict` gave."""
         ...
 
 

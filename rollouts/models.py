@@ -38,8 +38,7 @@ class ModelError(ValueError):
 def resolve(name: str, cache_dir: Path | None = None) -> Path:
     """The local folder (``config.json``, safetensors, tokenizer) of the model called ``name``.
 
-    ``cache_dir`` holds converted models; default: ``models`` in ``$POLESTAR_CACHE`` or in
-    ``~/.cache/polestar``. Raises :class:`ModelError`.
+    ``cache_dir`` holds converted models; default: :func:`default_cache`. Raises :class:`ModelError`.
     """
     prefix, colon, rest = name.partition(":")
     if not colon or "/" in prefix or prefix.startswith("."):
@@ -47,12 +46,30 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
     if prefix == "hub":
         return _hub(rest)
     if prefix == "pkg":
-        return _package(rest, cache_dir or _default_cache())
+        return _package(rest, cache_dir or default_cache())
     if prefix == "tiny":
-        return _tiny(rest, cache_dir or _default_cache())
+        return _tiny(rest, cache_dir or default_cache())
     close = difflib.get_close_matches(prefix, _PREFIXES, n=1, cutoff=0.4)
     hint = f"did you mean '{close[0]}:{rest}'?" if close else "use a folder, hub:ORG/NAME or pkg:PACKAGE/FILE.gguf"
     raise ModelError(f"model '{name}': unknown prefix '{prefix}:'; {hint}")
+
+
+def merged(name: str, adapter: str, cache_dir: Path | None = None) -> Path:
+    """The local folder of the model called ``name`` with the PEFT adapter of the folder ``adapter`` merged into it.
+
+    It is made once, in the cache of :func:`resolve`, and again where model or adapter have changed; the weights keep
+    the model's own type. Raises :class:`ModelError`.
+    """
+    base, folder = resolve(name, cache_dir), Path(adapter).expanduser()
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"adapter '{adapter}': no adapter_config.json and adapter_model.safetensors there; give a "
+                         "folder that peft's save_pretrained wrote")  # fmt: skip
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(base.glob("*.safetensors"))]
+    parts = (CONVERSION_VERSION, base, stats, _digest(weights), _digest(folder / "adapter_config.json"))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    target = (cache_dir or default_cache()) / f"merged-{key}"
+    return made_once(f"{name}' with adapter '{adapter}", target, lambda made: _merge(base, folder, made))
 
 
 def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":
@@ -71,7 +88,7 @@ def load_causal_lm(path: Path | str, dtype: "torch.dtype", attn_implementation: 
     """The language model of a resolved folder in evaluation mode; every call returns an independent copy."""
     from transformers import AutoModelForCausalLM
 
-    with _no_progress_bars():
+    with no_progress_bars():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=dtype, low_cpu_mem_usage=True, attn_implementation=attn_implementation
         )
@@ -85,7 +102,7 @@ def load_classifier(
     """The ``*ForSequenceClassification`` model of a resolved folder in evaluation mode; every call makes a new copy."""
     from transformers import AutoModelForSequenceClassification
 
-    with _no_progress_bars():
+    with no_progress_bars():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             str(path), dtype=dtype, low_cpu_mem_usage=True, attn_implementation=attn_implementation
         )
@@ -93,7 +110,8 @@ def load_classifier(
     return model
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Where converted models are kept: ``models`` in ``$POLESTAR_CACHE`` or in ``~/.cache/polestar``."""
     root = os.environ.get("POLESTAR_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "polestar") / "models"
 
@@ -120,7 +138,7 @@ def _hub(repository: str) -> Path:
 
     name = f"hub:{repository}"
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             folder = snapshot_download(repository, allow_patterns=list(_HUB_FILES))
     except HFValidationError as error:
         raise ModelError(f"model '{name}': not a repository name; write hub:ORG/NAME") from error
@@ -142,7 +160,7 @@ def _package(rest: str, cache: Path) -> Path:
     file = _package_file(rest, name)
     key = hashlib.sha256(f"{CONVERSION_VERSION}\n{_digest(file)}".encode()).hexdigest()[:16]
     target = cache / f"{file.stem.replace('.', '-')}-{key}"
-    return _made_once(name, target, lambda folder: _convert(file, folder))
+    return made_once(name, target, lambda folder: _convert(file, folder))
 
 
 def _tiny(rest: str, cache: Path) -> Path:
@@ -156,10 +174,23 @@ def _tiny(rest: str, cache: Path) -> Path:
     def build(folder: Path) -> None:
         build_tiny_model(folder, seed=int(rest))
 
-    return _made_once(name, target, build)
+    return made_once(name, target, build)
 
 
-def _made_once(name: str, target: Path, make: Callable[[Path], None]) -> Path:
+def _merge(base: Path, adapter: Path, target: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoTokenizer
+
+    # Summed in float32: in half precision a small update would vanish before it is rounded once.
+    adapted = PeftModel.from_pretrained(load_causal_lm(base, torch.float32), str(adapter))
+    own = getattr(AutoConfig.from_pretrained(str(base)), "dtype", None) or torch.float32
+    with no_progress_bars():
+        adapted.merge_and_unload().to(own).save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(base)).save_pretrained(target)
+
+
+def made_once(name: str, target: Path, make: Callable[[Path], None]) -> Path:
     """``target``, filled by ``make`` where it is not there yet; a folder in the cache is always whole."""
     if target.is_dir():
         return target
@@ -169,7 +200,7 @@ def _made_once(name: str, target: Path, make: Callable[[Path], None]) -> Path:
         with open(target.parent / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
-                _make_atomically(make, target)
+                make_atomically(make, target)
     except ModelError:
         raise
     except Exception as error:
@@ -199,7 +230,8 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _make_atomically(make: Callable[[Path], None], target: Path) -> None:
+def make_atomically(make: Callable[[Path], None], target: Path) -> None:
+    """The folder ``target``, filled by ``make``; whole or absent."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         make(scratch)
@@ -217,7 +249,7 @@ def _convert(file: Path, target: Path) -> None:
         raise ModelError(f"reading {file.name} needs the package 'gguf'; run 'pip install gguf'")
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     # The GGUF reader's progress bar has no switch; errors are raised, so nothing else is lost with stderr.
-    with _no_progress_bars(), redirect_stderr(io.StringIO()):
+    with no_progress_bars(), redirect_stderr(io.StringIO()):
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
         config = quantised.config
         # transformers refuses to save a model that it read from GGUF: move the weights into one without that mark.
@@ -235,7 +267,8 @@ def _convert(file: Path, target: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Without the bars of transformers and the hub while weights are read."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 

@@ -20,6 +20,7 @@ from align.bench.machine import cpu_name
 from align.bench.worker import worker
 from align.checkpoint import write_atomically
 from align.errors import UserError
+from rewards.polar.types import PolarError
 from rollouts.engines.base import EngineError
 from rollouts.models import ModelError, load_classifier, load_tokenizer, resolve
 
@@ -124,17 +125,20 @@ def main(
 ) -> int:
     """Measures every form on every shape, prints a table and writes ``runs/bench/score.json``.
 
-    ``model`` is a POLAR model, or a causal one, which gets a random head: it scores nothing, at the same speed.
+    ``model`` is a POLAR model by any of its names, or a causal one, which gets a random head: worthless scores, at the
+    same speed.
     """
     if repeats < 1:
         raise UserError(f"repeats must be 1 or more, not {repeats}")
     from align.build.session import commit
+    from rewards.polar.model import resolve_polar
 
     report: dict[str, Any] = {"model": model, "dtype": dtype, "repeats": repeats}
     with tempfile.TemporaryDirectory(prefix="polestar-bench-") as scratch:
         try:
-            case = prepare(resolve(model), Path(scratch) / "model", dtype, max(shape.tokens for shape in shapes))
-        except ModelError as error:
+            source = resolve_polar(model) if model.startswith("polar:") else resolve(model)
+            case = prepare(source, Path(scratch) / "model", dtype, max(shape.tokens for shape in shapes))
+        except (ModelError, PolarError) as error:
             raise UserError(str(error)) from error
         report["shapes"] = measure(case, shapes, repeats, forms)
     report |= {"seed": SEED, "commit": commit(), "cpus": len(os.sched_getaffinity(0)), "machine": cpu_name()}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from align.build.polar import run_corpus, run_scaling, run_training
 from align.build.preference import PreferenceRun
 from align.build.session import Session
 from align.build.sft import run_sft
@@ -29,6 +30,12 @@ def run_recipe(recipe: Recipe, source: Path, overrides: Sequence[str]) -> int:
                 run_sft(recipe, session)
             case "bandit":
                 run_theory(recipe, session)
+            case "polar_corpus":
+                run_corpus(recipe, session)
+            case "polar":
+                run_training(recipe, session)
+            case "polar_scaling":
+                run_scaling(recipe, session)
     return 0
 
 
@@ -38,13 +45,14 @@ def user_errors() -> Iterator[None]:
     from cluster.host import HostError
     from cluster.weights import StoreError
     from rewards.errors import RewardError
+    from rewards.polar.types import PolarError
     from rollouts.engines.base import EngineError
     from rollouts.models import ModelError
     from rollouts.prompts import PromptError
 
     try:
         yield
-    except (HostError, StoreError, EngineError, ModelError, PromptError, RewardError) as error:
+    except (HostError, StoreError, EngineError, ModelError, PromptError, RewardError, PolarError) as error:
         raise UserError(str(error)) from error
     except FloatingPointError as error:
         raise UserError(f"{error}: continue from the last checkpoint with a smaller learner.optimizer.lr") from error

@@ -46,6 +46,13 @@ def host_learner(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> An
     return _host(place, cluster, factory, "learner", cluster.learner_resources, max_restarts=0)
 
 
+def host_reward(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> Any:
+    """A reward model, which is built again when its process ends: it has no state."""
+    if cluster.type == "local":
+        return place.host(factory, name="reward")
+    return _host(place, cluster, factory, "reward", cluster.reward_resources, max_restarts=3)
+
+
 def _host(place: Any, cluster: Any, factory: Callable[[], Any], name: str, section: Any, max_restarts: int) -> Any:
     from cluster.host import Resources
 

@@ -9,6 +9,7 @@ from align import recipe as schema
 from align.absent import NoEvaluation, NoExperience
 from align.build import text
 from align.build.hosting import connect_to, host_engine, host_learner
+from align.build.judging import Judging
 from align.build.mixing import mixer as build_mixer
 from align.build.session import Session
 from align.checkpoint import write_atomically
@@ -58,21 +59,25 @@ class PreferenceRun:
         tracker = session.tracker(
             recipe.schedule.total_steps, {"model": recipe.model.path, "runs on": recipe.cluster.type}
         )
-        scorer = text.scorer(recipe.reward, session.stack) if recipe.reward else None
+        judging = Judging(recipe, session.stack)
         labeller: Any = NoExperience()
         if recipe.label is not None:
             console = recipe.tracking.console
             show = text.Show(tracker.samples, console.table_every, console.table_rows)
-            labeller = text.labeller(recipe.label, scorer, recipe.seed, show, session.stack)
+            labeller = text.labeller(recipe.label, judging.train, recipe.seed, show, session.stack)
         session.quiet()
         self.cluster = connect_to(recipe.cluster, self.folder.path / "logs")
         session.stack.callback(self.cluster.close)
-        engines = f"{rollout.engine.type} and " if rollout else ""
-        session.say(f"starting {engines}the learner ({recipe.cluster.type})")
+        starting = [
+            *([rollout.engine.type] if rollout else []),
+            *(["the reward model"] if judging.hosts_a_model else []),
+        ]
+        session.say(f"starting {', '.join([*starting, 'the learner'])} ({recipe.cluster.type})")
         supervisor = self._supervisor(rollout) if rollout else None
+        judging.open(self.cluster)
         self.learner = host_learner(self.cluster, recipe.cluster, self._learner_factory())
         session.stack.callback(self._end_learner)
-        self.parts = self._parts(supervisor, scorer, labeller, mixer, tracker)
+        self.parts = self._parts(supervisor, judging, labeller, mixer, tracker)
 
     def execute(self) -> None:
         from align.loop import Schedule
@@ -134,7 +139,7 @@ class PreferenceRun:
         probe = text.probe_ids(self.sampling, rollout.engine.max_context) if self.sampling and rollout else ()
         return learner_factory(recipe, self.model_path, probe)
 
-    def _parts(self, supervisor: Any, scorer: Any, labeller: Any, mixer: Any, tracker: Any) -> Any:
+    def _parts(self, supervisor: Any, judging: Judging, labeller: Any, mixer: Any, tracker: Any) -> Any:
         from align.evaluate import BestIterate
         from align.loop import Parts
 
@@ -144,9 +149,7 @@ class PreferenceRun:
         if sampling is not None and recipe.rollout is not None:
             collector = text.collector(recipe, recipe.rollout, sampling, supervisor, self.model_path)
             if recipe.reward is not None:
-                self.heldout = text.evaluator(
-                    recipe.evaluation, recipe.reward, scorer, sampling, supervisor, recipe.seed
-                )
+                self.heldout = text.evaluator(recipe, judging.checker, judging.watched, sampling, supervisor)
                 evaluator = self.best = BestIterate(self.heldout, lambda _: self._save_policy("policy_best"))
         return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
 
@@ -168,6 +171,7 @@ class PreferenceRun:
         """The end of a run, for people and for programs."""
         from align.tracking.console import terminal_console
         from align.tracking.report import Outcome, plot_run, summary
+        from align.tracking.watch import plot_watch
 
         path, total = self.folder.path, self.recipe.schedule.total_steps
         results = self.heldout.results if self.heldout else {}
@@ -180,6 +184,7 @@ class PreferenceRun:
         if not self.recipe.is_online:
             longer["schedule.offline_steps"] = str(2 * total)
         plot_run(path, self.recipe.name)
+        plot_watch(path, self.recipe.name)
         summary(
             Outcome(
                 recipe=self.session.command,

@@ -78,6 +78,12 @@ class Session:
         )
         return RunTracker([JsonlSink(self.folder.path), self.wandb(), console])
 
+    def progress(self, folder: Path, total_steps: int, header: Mapping[str, str]) -> RunTracker:
+        """The console and a ``metrics.jsonl`` in ``folder``: for one training of a run that makes several."""
+        folder.mkdir(parents=True, exist_ok=True)
+        console = ConsoleSink(total_steps, dict(header), table_every=0, table_rows=1, file=self.terminal)
+        return RunTracker([JsonlSink(folder), console])
+
     def wandb(self) -> WandbSink:
         """W&B as the recipe wants it."""
         recipe, section = self._recipe, self._recipe.tracking.wandb

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import PreferenceRecipe
-from align.recipe.judgement import CallableJudge, Endpoint, JudgeLabel, Label, Reward
-from align.recipe.rollout import Engine, Prompts, Rollout
-from align.recipe.running import Evaluation
+from align.recipe.judgement import CallableJudge, CheckedReward, Endpoint, JudgeLabel, Label
+from align.recipe.rollout import Engine, Prompts, PromptSource, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def collector(recipe: PreferenceRecipe, rollout: Rollout, sampling: Sampling, su
     )
 
 
-def scorer(reward: Reward, stack: ExitStack) -> Any:
+def scorer(reward: CheckedReward, stack: ExitStack) -> Any:
     """What scores completions one by one; connections are given back when ``stack`` ends."""
     match reward.type:
         case "verifier":
@@ -126,21 +125,21 @@ def labeller(label: Label, reward_scorer: Any, seed: int, show: Show, stack: Exi
     return WatchedLabeller(PairLabeller(watched, config), watched, show.observe, every=show.every, limit=show.rows)
 
 
-def evaluator(
-    evaluation: Evaluation, reward: Reward, reward_scorer: Any, sampling: Sampling, supervisor: Any, seed: int
-) -> Any:
-    """What measures the policy on the held-out prompts."""
+def evaluator(recipe: PreferenceRecipe, checker: Any, reward: Any, sampling: Sampling, supervisor: Any) -> Any:
+    """What measures the policy on the held-out prompts: right answers by ``checker``, and the mean of ``reward``."""
     from align.evaluate import TextEvaluator
 
+    evaluation, checked = recipe.evaluation, recipe.checked_by
     return TextEvaluator(
         supervisor,
         sampling.heldout,
         sampling.renderer,
-        reward_scorer,
+        checker,
         replace(sampling.params, temperature=evaluation.temperature, top_p=1.0, top_k=0),
         samples_per_prompt=evaluation.samples_per_prompt,
-        threshold=reward.threshold,
-        seed=seed,
+        threshold=checked.threshold if checked else 0.0,
+        seed=recipe.seed,
+        reward=reward,
     )
 
 
@@ -155,19 +154,23 @@ def load_prompts(prompts: Prompts) -> tuple[list[Any], list[Any]]:
     """Held-out prompts, and training prompts none of which ask the same."""
     from rollouts.prompts import question_of
 
-    heldout = _load(prompts.heldout)
-    return heldout, _load(prompts.train, exclude=frozenset(question_of(p) for p in heldout))
+    heldout = load_source(prompts.heldout)
+    return heldout, load_source(prompts.train, exclude=frozenset(question_of(p) for p in heldout))
 
 
-def _load(source: Any, *, exclude: frozenset[str] = frozenset()) -> list[Any]:
+def load_source(source: PromptSource, *, exclude: frozenset[str] = frozenset()) -> list[Any]:
+    """The prompts of one source, without those that ask a question of ``exclude``."""
     from rollouts.prompts import gym_prompts, hub_records, jsonl_records, record_prompts
 
     if source.type == "gym":
         return gym_prompts(source.task, size=source.size, seed=source.seed, config=source.config, exclude=exclude)
-    jsonl = source.type == "jsonl"
+    if source.type == "jsonl":
+        records, name = jsonl_records(Path(source.path)), source.path
+    else:
+        records, name = hub_records(source.name, source.split), f"hub:{source.name}"
     return record_prompts(
-        jsonl_records(Path(source.path)) if jsonl else hub_records(source.name, source.split),
-        source=source.path if jsonl else f"hub:{source.name}",
+        records,
+        source=name,
         prompt_field=source.prompt_field,
         reference_field=source.reference_field,
         answer_field=source.answer_field,

@@ -79,8 +79,8 @@ class GradientDropout(nn.Module):
         return dropout(x, self.p, training=torch.is_grad_enabled())
 
 
-def to_peft(config: AdapterConfig) -> Any:
-    """The same in peft's own configuration classes."""
+def to_peft(config: AdapterConfig, **options: Any) -> Any:
+    """The same in peft's own configuration classes; ``options`` are more of their arguments, or others."""
     from peft import AdaLoraConfig, LoraConfig
 
     targets = config.target_modules
@@ -89,6 +89,7 @@ def to_peft(config: AdapterConfig) -> Any:
         "lora_dropout": config.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
         "task_type": "CAUSAL_LM",
+        **options,
     }
     if config.type == "lora":
         return LoraConfig(r=config.rank, use_rslora=config.use_rslora, **shared)

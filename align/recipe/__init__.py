@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from align.recipe.bandit import BanditRecipe
 from align.recipe.base import KeyPath, Section
+from align.recipe.polar import PolarCorpusRecipe, PolarRecipe, PolarScalingRecipe
 from align.recipe.preference import PreferenceRecipe
 from align.recipe.running import Common
 from align.recipe.sft import SFTRecipe
@@ -19,6 +20,9 @@ __all__ = [
     "BanditRecipe",
     "Common",
     "KeyPath",
+    "PolarCorpusRecipe",
+    "PolarRecipe",
+    "PolarScalingRecipe",
     "PreferenceRecipe",
     "Recipe",
     "SFTRecipe",
@@ -26,10 +30,17 @@ __all__ = [
     "schema_text",
 ]
 
-Recipe = PreferenceRecipe | SFTRecipe | BanditRecipe
+Recipe = PreferenceRecipe | SFTRecipe | BanditRecipe | PolarCorpusRecipe | PolarRecipe | PolarScalingRecipe
 """A recipe of any kind."""
 
-KINDS: dict[str, type[Recipe]] = {"preference": PreferenceRecipe, "sft": SFTRecipe, "bandit": BanditRecipe}
+KINDS: dict[str, type[Recipe]] = {
+    "preference": PreferenceRecipe,
+    "sft": SFTRecipe,
+    "bandit": BanditRecipe,
+    "polar_corpus": PolarCorpusRecipe,
+    "polar": PolarRecipe,
+    "polar_scaling": PolarScalingRecipe,
+}
 """Each kind's model. A recipe without a kind is a preference recipe."""
 
 

@@ -55,7 +55,32 @@ class RemoteReward(Endpoint):
     """In evaluation an answer counts as right from this reward on."""
 
 
-Reward = Annotated[VerifierReward | CallableReward | RemoteReward, Field(discriminator="type")]
+class PolarReward(Section):
+    """A POLAR policy discriminator (arXiv 2507.05197): how much a completion looks like the prompt's worked answer."""
+
+    type: Literal["polar"]
+    """A policy discriminator, relative to the prompt's worked answer."""
+    model: str = Field(default="polar:smollm2-135m", min_length=1)
+    """A POLAR model: a folder, `hub:ORG/NAME` (converted by `align polar convert` where it is an official one), or
+    `polar:NAME` for one that comes with Polestar."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What computes the scores; both give the raw logit. vLLM needs a process of its own: `cluster: {type: ray}`."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the model."""
+    max_context: int = Field(default=1024, ge=34)
+    """Longest sequence, in tokens: prompt twice, reference and completion."""
+    combine: Literal["mean", "max"] = "max"
+    """What becomes of the scores where a prompt has several references (`references` in its metadata)."""
+    normalise: Literal["none", "group", "running"] = "running"
+    """POLAR has no zero and a scale of its own. `group`: mean 0 and standard deviation 1 over a prompt's completions.
+    `running`: by the mean and standard deviation of all scores so far. The raw score is logged in any case."""
+    kv_cache_gib: float = Field(default=0.5, gt=0)
+    """vLLM's memory for the key-value cache on the CPU, in GiB."""
+
+
+Reward = Annotated[VerifierReward | CallableReward | RemoteReward | PolarReward, Field(discriminator="type")]
+CheckedReward = Annotated[VerifierReward | CallableReward | RemoteReward, Field(discriminator="type")]
+"""Rewards with a threshold from which an answer counts as right."""
 
 
 class CallableJudge(Section):
@@ -137,3 +162,15 @@ class JudgeLabel(Section):
 
 
 Label = Annotated[ArgmaxLabel | BradleyTerryLabel | SoftLabel | JudgeLabel, Field(discriminator="type")]
+
+
+class Evaluation(Section):
+    """How the held-out prompts are answered, and what checks the answers."""
+
+    samples_per_prompt: int = Field(default=1, gt=0)
+    """Completions per held-out prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    reward: CheckedReward | None = None
+    """What says that an answer is right. By default what the policy learns from; with `polar`, which has no threshold,
+    the verifier. Where it is not what the policy learns from, nothing ever learns from it."""

@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from align.recipe.base import KeyPath, refuse
 from align.recipe.data import Offline
-from align.recipe.judgement import Label, Reward
+from align.recipe.judgement import CheckedReward, Evaluation, Label, PolarReward, Reward, VerifierReward
 from align.recipe.learning import Learner, Mixer
 from align.recipe.rollout import Model, Prompts, Rollout
-from align.recipe.running import Cluster, Common, Evaluation, LocalCluster, Schedule
+from align.recipe.running import Cluster, Common, LocalCluster, Schedule
 
 
 class PreferenceRecipe(Common):
@@ -46,6 +46,17 @@ class PreferenceRecipe(Common):
         """Whether any step learns from experience of its own."""
         return self.schedule.offline_steps < self.schedule.total_steps
 
+    @property
+    def checked_by(self) -> CheckedReward | None:
+        """What says that an answer is right; None where nothing can."""
+        if self.evaluation.reward is not None:
+            return self.evaluation.reward
+        if not isinstance(self.reward, PolarReward):
+            return self.reward
+        sources = (self.prompts.train, self.prompts.heldout) if self.prompts else ()
+        answered = all(source.type == "gym" or source.answer_field is not None for source in sources)
+        return VerifierReward(type="verifier") if answered else None
+
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
         refuse(_conflicts(self))
@@ -62,13 +73,26 @@ def _conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:
         yield from _rollout_conflicts(recipe.rollout)
         if recipe.is_online:
             yield from _sample_conflicts(recipe, recipe.rollout)
-    if recipe.prompts is not None and recipe.reward is not None and recipe.reward.type == "verifier":
-        for key in ("train", "heldout"):
-            source = getattr(recipe.prompts, key)
-            if source.type != "gym" and source.answer_field is None:
-                yield ("prompts", key, "answer_field"), "missing, and reward 'verifier' has nothing to check against"
+    yield from _prompt_conflicts(recipe)
     if recipe.prompts is not None and recipe.prompts.train == recipe.prompts.heldout:
         yield ("prompts", "heldout"), "is the same as prompts.train; held-out prompts must share nothing with them"
+    if isinstance(recipe.reward, PolarReward) and recipe.reward.backend == "vllm" and recipe.cluster.type == "local":
+        yield ("reward", "backend"), "'vllm' needs a process of its own: set cluster='{type: ray}', or 'transformers'"
+
+
+def _prompt_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:
+    """Prompts that lack what judges their answers."""
+    if recipe.prompts is None:
+        return
+    checked = recipe.checked_by
+    for key in ("train", "heldout"):
+        source = getattr(recipe.prompts, key)
+        if source.type == "gym":
+            continue
+        if checked is not None and checked.type == "verifier" and source.answer_field is None:
+            yield ("prompts", key, "answer_field"), "missing, and reward 'verifier' has nothing to check against"
+        if isinstance(recipe.reward, PolarReward) and source.reference_field is None:
+            yield ("prompts", key, "reference_field"), "missing, and reward 'polar' has nothing to compare with"
 
 
 def _missing_sections(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:

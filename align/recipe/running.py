@@ -25,15 +25,6 @@ class Schedule(Section):
     """Checkpoints that are kept, the newest first."""
 
 
-class Evaluation(Section):
-    """How the held-out prompts are answered."""
-
-    samples_per_prompt: int = Field(default=1, gt=0)
-    """Completions per held-out prompt."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
-
-
 class Resources(Section):
     """What Ray reserves for one actor."""
 
@@ -66,6 +57,8 @@ class RayCluster(Section):
     """Reserved for each engine."""
     learner_resources: Resources = Field(default_factory=Resources)
     """Reserved for the learner's actor."""
+    reward_resources: Resources = Field(default_factory=lambda: Resources(num_cpus=0.0))
+    """Reserved for the reward model's actor; it takes turns with the others, and by default books nothing."""
     deadline_s: float = Field(default=600.0, gt=0)
     """Longest time that one call to an actor may take (generation, update, weight transfer), in seconds."""
     start_deadline_s: float = Field(default=600.0, gt=0)

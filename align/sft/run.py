@@ -16,7 +16,8 @@ from align.sft.config import SFTRun
 from align.sft.data import DATA_FILE, prepare
 from align.sft.examine import SAMPLED, TWO_PHASE, Examiner
 from align.sft.records import Record
-from align.sft.trainer import Checkpoints, Forward, Progress, build_trainer, save_policy, total_steps
+from align.sft.trainer import NAMES, build_trainer, save_policy, total_steps
+from align.supervised import Checkpoints, Forward, Progress
 from align.tracking.tracker import RunTracker
 from rollouts.models import resolve
 from rollouts.prompts import question_of
@@ -75,7 +76,7 @@ def run(
             examiner.load_state_dict(outer["examiner"])
         if progress.step < steps or not policy.exists():
             with tracker.phase("train"):
-                _train(config, model_path, records, Forward(tracker.log, checkpoints, progress), resume, policy)
+                _train(config, model_path, records, Forward(tracker.log, checkpoints, progress, NAMES), resume, policy)
         _examine(examiner, policy, steps, tracker, progress.last)
     sampled, two_phase = examiner.results[SAMPLED], examiner.results[TWO_PHASE]
     return SFTOutcome(

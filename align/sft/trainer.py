@@ -1,25 +1,18 @@
-"""TRL's ``SFTTrainer`` in a run folder: its numbers to our tracker, its checkpoints where a run continues from."""
+"""TRL's ``SFTTrainer``, set up for a warm start, and the policy that comes of it."""
 
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
-
-from align.checkpoint import write_atomically
 from align.learners.adapters import check_targets, to_peft
-from align.protocols import Metrics
 from align.sft.config import SFTRun
 from align.sft.records import Record, check_lengths, fit_template
 from rollouts.models import load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
     from trl.trainer.sft_trainer import SFTTrainer
 
 NAMES = {
@@ -31,85 +24,6 @@ NAMES = {
     "epoch": "sft/epoch",
 }
 """TRL's names and ours. Left out: times, which the tracker takes, and ``num_tokens``, which a resume sets to 0."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a run keeps beside TRL's own checkpoint: see :class:`Checkpoints`."""
-
-    step: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-    """The numbers of the last update, which are logged together with the evaluation that follows it."""
-
-
-class Checkpoints:
-    """TRL's checkpoints in ``folder``, each with a ``state-N.json`` that is written last and makes it whole.
-
-    Step 0 has a state and no checkpoint. ``outer`` gives what else the run must remember.
-    """
-
-    def __init__(self, folder: Path, outer: Callable[[], dict[str, Any]]) -> None:
-        self.folder = folder
-        self._outer = outer
-
-    def write(self, progress: Progress) -> None:
-        """The state of a step, whole or absent."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": progress.step, "last": progress.last, "outer": self._outer()}
-        write_atomically(self._state(progress.step), json.dumps(state) + "\n")
-
-    def latest(self) -> tuple[Progress, dict[str, Any], Path | None] | None:
-        """Progress, the outer state and TRL's checkpoint (None at step 0) of the newest whole step; None at first."""
-        steps = sorted((int(p.stem.removeprefix("state-")) for p in self.folder.glob("state-*.json")), reverse=True)
-        for step in steps:
-            checkpoint = self.folder / f"checkpoint-{step}"
-            if step == 0 or (checkpoint / "trainer_state.json").exists():
-                state = json.loads(self._state(step).read_text())
-                return Progress(state["step"], state["last"]), state["outer"], checkpoint if step else None
-        return None
-
-    def _state(self, step: int) -> Path:
-        return self.folder / f"state-{step}.json"
-
-
-class Forward(TrainerCallback):
-    """Hands TRL's numbers to ``log(step, metrics)``, and makes checkpoints whole.
-
-    The numbers of the last update stay in ``progress.last``: the evaluation that follows belongs to the same step.
-    """
-
-    def __init__(self, log: Callable[[int, Metrics], None], checkpoints: Checkpoints, progress: Progress) -> None:
-        self._log = log
-        self.checkpoints = checkpoints
-        self.progress = progress
-
-    def on_step_end(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
-    ) -> None:
-        self.progress.step = state.global_step
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_log(
-        self,
-        args: "TrainingArguments",
-        state: "TrainerState",
-        control: "TrainerControl",
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        metrics = {ours: float(logs[theirs]) for theirs, ours in NAMES.items() if theirs in logs}
-        if state.global_step >= state.max_steps:
-            self.progress.last = metrics
-        else:
-            self._log(state.global_step, metrics)
-
-    def on_save(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
-    ) -> None:
-        self.checkpoints.write(self.progress)
 
 
 def build_trainer(

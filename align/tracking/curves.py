@@ -68,11 +68,11 @@ def plot(metrics: Path, title: str = "") -> Path:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlim(left=min(0, history[0][0]) - 0.5, right=max(1, history[-1][0]) + 0.5)
         target = metrics.with_name(CURVES_FILE)
-        _save(figure, target)
+        save_figure(figure, target)
     return target
 
 
-def _save(figure: Any, target: Path) -> None:
+def save_figure(figure: Any, target: Path) -> None:
     """Atomically: a viewer that reloads the picture never sees half of it."""
     descriptor, half = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".png")
     os.close(descriptor)

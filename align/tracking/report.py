@@ -20,12 +20,14 @@ from align.tracking.intervals import accuracy_difference, wilson
 from align.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
 from align.tracking.logs import LOG_FILE
 from align.tracking.text import clean, duration, number
+from align.tracking.watch import WATCH_FILE
 
 __all__ = ["Outcome", "accuracy_difference", "plot", "plot_run", "summary", "wilson"]
 
 SUMMARY_JSON, SUMMARY_TEXT = "summary.json", "summary.md"
 FILES = {
     CURVES_FILE: "curves of the run",
+    WATCH_FILE: "reward against verified accuracy",
     SUMMARY_TEXT: "this summary (summary.json for programs)",
     METRICS_FILE: "every number, one JSON object a step",
     SAMPLES_FILE: "completions with their rewards",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from align.protocols import Metrics
-from rewards.types import Score, ScoredPair, ScoreFailure, Scorer
+from rewards.types import MeteredScorer, Score, ScoredPair, ScoreFailure, Scorer
 from rollouts.types import Rollout
 
 
@@ -55,7 +55,7 @@ def sample_rows(
 
 
 class WatchedScorer:
-    """A scorer that remembers the scores it last gave."""
+    """A scorer that remembers the scores it last gave; implements :class:`rewards.types.MeteredScorer`."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -65,6 +65,16 @@ class WatchedScorer:
         scores = self._scorer.score(rollouts)
         self.last = (rollouts, scores)
         return scores
+
+    def last_metrics(self) -> dict[str, float]:
+        return self._scorer.last_metrics() if isinstance(self._scorer, MeteredScorer) else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._scorer.state_dict() if isinstance(self._scorer, MeteredScorer) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self._scorer, MeteredScorer):
+            self._scorer.load_state_dict(state)
 
 
 class PairLabeller(Protocol):

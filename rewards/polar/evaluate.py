@@ -101,7 +101,7 @@ def evaluate(
     need their reference and do not give logits, such as
     :meth:`rewards.similarity.SimilarityScorer.similarities`. Differences are those of each scorer with reference
     against itself under the other variants, against the best length rule, each similarity and each later scorer. Their
-    intervals are not corrected for being several.
+    intervals are not corrected for being several. ``bootstrap.seed`` shuffles the references too.
 
     Raises :class:`PolarError` when there is no triple, ``variants`` lack the reference, names are not unique, or a
     function loses items.

@@ -61,8 +61,9 @@ def clean_up() -> None:
 @contextmanager
 def _kept_process_group() -> Iterator[None]:
     """Keeps an engine that ends from ending the process group of all: vLLM thinks itself alone in its process."""
-    from vllm.v1.engine import core
+    from vllm.v1.engine import core as module
 
+    core: Any = module
     clean = core.cleanup_dist_env_and_memory
     core.cleanup_dist_env_and_memory = lambda *_, **__: None
     try:

@@ -298,6 +298,14 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(recipe_file: Path)
         (["schedule.offline_steps=4", "learner.loss={type: dpo}", OFFLINE], "4 is more than schedule.total_steps (3)"),
         (["prompts.heldout={type: gym, task: chain_sum, size: 8, seed: 1}"], "is the same as prompts.train"),
         (["rollout.temperature=0"], "must be more than 0, got 0"),
+        (
+            ["reward={type: polar}", "prompts.train={type: jsonl, path: a.jsonl, answer_field: answer}"],
+            "prompts.train.reference_field: missing, and reward 'polar' has nothing to compare with",
+        ),
+        (
+            ["reward={type: polar, backend: vllm}", "cluster={type: local}"],
+            "reward.backend: 'vllm' needs a process of its own",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(recipe_file: Path, overrides: list[str], message: str) -> None:
@@ -308,6 +316,80 @@ def test_keys_that_contradict_each_other_are_refused(recipe_file: Path, override
 def test_losses_without_reference_samples_may_do_without_them(recipe_file: Path) -> None:
     overrides = ["learner.loss.type=dpo", "label.pairing=best_worst", "rollout.samples_per_prompt=2"]
     assert load(recipe_file, [*overrides, "rollout.reference_samples=0"]).rollout.reference_samples == 0
+
+
+def test_answers_are_checked_by_what_is_learnt_from_and_with_polar_by_the_verifier(recipe_file: Path) -> None:
+    assert load(recipe_file).checked_by == load(recipe_file).reward
+    polar = load(recipe_file, ["reward={type: polar}"])
+    assert polar.checked_by.type == "verifier"
+    assert polar.checked_by != polar.reward
+    callable_ = "{type: callable, function: a.b:c}"
+    assert load(recipe_file, ["reward={type: polar}", f"evaluation.reward={callable_}"]).checked_by.function == "a.b:c"
+    # Without answers nothing can check; the reward itself is still reported.
+    source = "{type: jsonl, path: %s, reference_field: worked}"
+    unanswered = [f"prompts.train={source % 'a.jsonl'}", f"prompts.heldout={source % 'b.jsonl'}"]
+    assert load(recipe_file, ["reward={type: polar}", *unanswered]).checked_by is None
+
+
+# Policy discriminators -----------------------------------------------------------------------------------------------
+
+CORPUS = """\
+kind: polar_corpus
+name: corpus
+policies:
+  - {name: a, model: tiny:0}
+  - {name: b, model: tiny:1}
+  - {name: c, model: tiny:2, heldout: true}
+prompts:
+  - {type: gym, task: chain_sum, size: 8, seed: 1}
+engine: {type: transformers}
+pairs: {max_new_tokens: 16}
+"""
+TRAINING = """\
+kind: polar
+name: polar
+model: {path: tiny:0}
+data: {type: jsonl, path: a.jsonl}
+training: {lr: 1.0e-4, batch_size: 8}
+"""
+SCALING = TRAINING.replace("kind: polar", "kind: polar_scaling") + "sizes: [1, 2]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (CORPUS, ["policies=[{name: a, model: x}, {name: a, model: y}]"], "2 policies are called 'a'"),
+        (CORPUS, ["prompts=[]"], "there is nothing to answer or to continue"),
+        (CORPUS, ["texts=[{type: file, path: a.txt}]"], "texts need two policies of mode 'base'"),
+        (CORPUS, ["splits.heldout_policies=0"], "a policy has heldout: true: nothing would be drawn of it"),
+        (CORPUS, ["policies=[{name: a, model: x}, {name: b, model: y}]"], "no policy has heldout: true"),
+        (CORPUS, ["splits={validation: 0.6, heldout_policies: 0.5}"], "leaves no prompts to train on"),
+        (CORPUS, ["pairs.prefix_tokens=[9, 3]"], "must be a range of at least 1 token, got 9 to 3"),
+        (CORPUS, ["pairs.max_new_tokens=1024"], "leaves no room for a prompt in engine.max_context (1024)"),
+        (TRAINING, ["training.batch_size=6"], "must be a multiple of training.micro_batch_size (4)"),
+        (TRAINING, ["training.lr=auto"], "training.backbone_tokens: missing, and lr 'auto' needs it"),
+        (TRAINING, ["training.lr=auto", "training.lora={type: lora}"], "was fitted to training of all weights"),
+        (TRAINING, ["training.lr=0"], "training.lr: must be more than 0, or auto, got 0"),
+        (TRAINING, ["training.checkpoint_every=5"], "must be a multiple of training.log_every (10)"),
+        (SCALING, ["sizes=[2, 2]"], "sizes: two sizes are the same"),
+        (SCALING, ["model.layers=2"], "model.layers: is what sizes are for"),
+    ],
+)
+def test_recipes_of_policy_discriminators_refuse_contradictions(
+    recipe_file: Path, text: str, overrides: list[str], message: str
+) -> None:
+    recipe_file.write_text(text)
+    load(recipe_file)
+    assert any(message in line for line in complaints(recipe_file, *overrides))
+
+
+def test_a_base_policy_has_no_system_prompt(recipe_file: Path) -> None:
+    recipe_file.write_text(
+        CORPUS.replace("{name: a, model: tiny:0}", "{name: a, model: x, mode: base, system_prompt: y}")
+    )
+    assert any(
+        line.startswith("x.yaml:4: policies.0.system_prompt: a base policy has none") for line in complaints("x.yaml")
+    )
 
 
 # Overrides -----------------------------------------------------------------------------------------------------------
@@ -473,7 +555,8 @@ def test_mistakes_inside_sections_that_may_be_left_out(recipe_file: Path, overri
 
 def test_a_kind_is_one_of_those_there_are(recipe_file: Path) -> None:
     assert complaints(recipe_file, "kind=stf") == [
-        "override 'kind=stf': unknown kind 'stf', did you mean 'sft'? (one of: preference, sft, bandit)"
+        "override 'kind=stf': unknown kind 'stf', did you mean 'sft'? (one of: preference, sft, bandit, "
+        "polar_corpus, polar, polar_scaling)"
     ]
     # A recipe of another kind has other keys, and the suggestions are from that kind.
     recipe_file.write_text("kind: bandit\nname: a\nbandit: {round: 3}\n", encoding="utf-8")

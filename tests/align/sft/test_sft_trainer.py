@@ -9,7 +9,8 @@ import torch
 
 from align.learners.adapters import AdapterConfig
 from align.sft.config import SFTConfig, SFTRun, WorkedData
-from align.sft.trainer import Checkpoints, Forward, Progress, build_trainer, save_policy, total_steps
+from align.sft.trainer import NAMES, build_trainer, save_policy, total_steps
+from align.supervised import Checkpoints, Forward, Progress
 from rollouts.chat import ChatRenderer
 from rollouts.engines.hf_engine import HFEngine
 from rollouts.models import load_causal_lm, load_tokenizer
@@ -37,7 +38,7 @@ def trained(model: Path, folder: Path, config: SFTRun) -> tuple[Path, list[dict[
     logged: list[dict[str, float]] = []
     checkpoints = Checkpoints(folder / "checkpoints", dict)
     progress = Progress()
-    forward = Forward(lambda step, metrics: logged.append(dict(metrics)), checkpoints, progress)
+    forward = Forward(lambda step, metrics: logged.append(dict(metrics)), checkpoints, progress, NAMES)
     trainer = build_trainer(config, model, CHATS, checkpoints.folder, [forward])
     trainer.train()
     save_policy(trainer, config.dtype, folder / "policy")
@@ -137,17 +138,3 @@ def test_updates_are_counted_ahead(
     tiny_model: Path, examples: int, batch: int, micro: int, epochs: float, steps: int
 ) -> None:
     assert total_steps(run(tiny_model, batch_size=batch, micro_batch_size=micro, epochs=epochs), examples) == steps
-
-
-def test_a_checkpoint_without_its_state_is_not_whole(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, lambda: {"kept": 1})
-    assert checkpoints.latest() is None
-    checkpoints.write(Progress())
-    for step in (4, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    # 8 was cut off before its state was written; 4 has been completed, and 2 deleted since.
-    checkpoints.write(Progress(2, {"loss/total": 3.0}))
-    checkpoints.write(Progress(4, {"loss/total": 2.0}))
-    found = checkpoints.latest()
-    assert found == (Progress(4, {"loss/total": 2.0}), {"kept": 1}, tmp_path / "checkpoint-4")

@@ -53,9 +53,8 @@ def test_the_margin_is_one_of_log_odds() -> None:
 
 
 def test_certain_preferences_are_far_apart_and_finite() -> None:
-    assert (
-        Response("a", "x", 0.0).log_odds == -Response("a", "x", 1.0).log_odds == pytest.approx(math.log(1e-8), abs=1e-6)
-    )
+    ends = Response("a", "x", 0.0).log_odds, Response("a", "x", 1.0).log_odds
+    assert ends == pytest.approx((math.log(1e-8), -math.log(1e-8)))
     assert Response("a", "x").log_odds == 0
 
 
@@ -104,14 +103,14 @@ def test_balanced_triples_have_no_length_to_go_by(prompts: list[list[tuple[int, 
 
 
 def test_balanced_triples_are_matched_in_size() -> None:
-    # Better answers a (8) and b (3, 6); worse ones c (4) and d (12): a over c has ratio 2, its match is b6 over d.
+    # Better answers of 8, 6 and 3 characters, worse ones of 4 and 12: longer by 8/4 or 6/4, shorter by 12/8, 12/6,
+    # 12/3 or 4/3. Each of the former has an equal among the latter.
     one = judged(
         "q", ("a", "a" * 8, 0.4), ("b", "b" * 6, 0.4), ("b3", "b" * 3, 0.4), ("c", "c" * 4, 1e-3), ("d", "d" * 12, 1e-3)
     )
     for seed in range(20):
         up, down = judged_triples([one], TripleConfig(length="balanced", seed=seed))
         longer, shorter = len(str(up.chosen)) / len(str(up.rejected)), len(str(down.rejected)) / len(str(down.chosen))
-        # Longer: 8/4 or 6/4. Shorter: 12/8, 12/6, 12/3, 4/3; the nearest to each is its equal.
         assert longer == shorter
 
 

@@ -1,0 +1,1 @@
+"""Training of policy discriminators (POLAR, arXiv 2507.05197)."""
