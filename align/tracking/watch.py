@@ -100,7 +100,7 @@ def _against(axis: "Axes", history: History) -> None:
 
 
 def _ranking(axis: "Axes", history: History) -> None:
-    axis.set_title("Right above wrong, by the reward")
+    axis.set_title("The reward ranks right first")
     axis.set_xlabel("step")
     axis.set_ylabel("share of pairs of one prompt")
     steps, values = series(history, "reward/verified_auc")

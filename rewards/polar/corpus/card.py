@@ -8,7 +8,15 @@ from pathlib import Path
 
 from rewards.polar.corpus.config import SPLITS, CorpusConfig, Split
 from rewards.polar.corpus.files import whole_file, write_json, write_text
-from rewards.polar.corpus.shortcuts import Accuracy, Embedder, Lengths, embedding_rule, length_rules
+from rewards.polar.corpus.shortcuts import (
+    Accuracy,
+    Embedder,
+    Lengths,
+    embedding_rule,
+    fitted_length_rule,
+    length_rules,
+    policy_rule,
+)
 from rewards.polar.corpus.store import LENGTHS, TEXTS, load_table, spread_rows
 
 CARD_FILE, TEXT_FILE, PICTURE_FILE = "card.json", "card.md", "lengths.png"
@@ -64,23 +72,40 @@ def _split_card(
 ) -> SplitCard:
     columns = load_table(folder, split, ("mode", "policy_a", "policy_b", *LENGTHS)).to_pydict()
     roles = {role: Counter(columns[f"policy_{role}"]) for role in "ab"}
-    lengths = list(zip(*(columns[name] for name in LENGTHS[1:]), strict=True))
-    shortcuts = length_rules(lengths)
-    if embed is not None:
-        rows = spread_rows(folder, split, config.embedded_triples)
-        references, chosen, rejected = ([row[name] for row in rows] for name in TEXTS[1:])
-        similar = embedding_rule(references, chosen, rejected, embed)
-        shortcuts |= {"embedding": similar} if similar else {}
     return SplitCard(
-        triples=len(lengths),
+        triples=len(columns["mode"]),
         modes=dict(sorted(Counter(columns["mode"]).items())),
         policies={
             policy.name: {role: count[policy.name] for role, count in roles.items()} for policy in config.policies
         },
         histograms={name: histogram(columns[f"{name}_tokens"]) for name in TEXTS},
         before=length_rules(unmatched),
-        shortcuts=shortcuts,
+        shortcuts=_shortcuts(config, folder, split, embed),
     )
+
+
+def _shortcuts(config: CorpusConfig, folder: Path, split: Split, embed: Embedder | None) -> dict[str, Accuracy]:
+    """What is fitted is fitted on train, and measured elsewhere: on its own data it would beat chance by itself."""
+    lengths, pairs = _lengths(folder, split), _policies(folder, split)
+    found: dict[str, Accuracy | None] = {**length_rules(lengths)}
+    if split != "train":
+        found["fitted lengths"] = fitted_length_rule(_lengths(folder, "train"), lengths)
+        found["policy"] = policy_rule(_policies(folder, "train"), pairs)
+    if embed is not None:
+        rows = spread_rows(folder, split, config.embedded_triples)
+        references, chosen, rejected = ([row[name] for row in rows] for name in TEXTS[1:])
+        found["embedding"] = embedding_rule(references, chosen, rejected, embed)
+    return {rule: value for rule, value in found.items() if value is not None}
+
+
+def _lengths(folder: Path, split: Split) -> list[Lengths]:
+    columns = load_table(folder, split, LENGTHS[1:]).to_pydict()
+    return list(zip(*(columns[name] for name in LENGTHS[1:]), strict=True))
+
+
+def _policies(folder: Path, split: Split) -> list[tuple[str, str]]:
+    columns = load_table(folder, split, ("policy_a", "policy_b")).to_pydict()
+    return list(zip(columns["policy_a"], columns["policy_b"], strict=True))
 
 
 def histogram(lengths: Sequence[int]) -> dict[int, int]:
@@ -112,7 +137,10 @@ def card_text(card: Card) -> str:
         "",
         "## Shortcuts",
         "",
-        "Accuracy of rules that know no policy, before and after matching; one half is chance, a tie counts half.",
+        "Accuracy of rules that do not compare manners, before and after matching; one half is chance, a tie counts "
+        "half. `closest`: in length to the reference. `fitted lengths`: a logistic regression on the three lengths; "
+        "`policy`: the policy that is more often A; both fitted on train. `embedding`: more similar to the reference, "
+        "on a sample.",
         "",
         "| split | rule | before | after | triples |",
         "|---|---|---|---|---|",

@@ -5,13 +5,17 @@ longer one, the shorter one, or the one closer in length to the reference. Chose
 length, and what remains is balanced over the corpus.
 """
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-Sign = tuple[int, int]
+Cell = tuple[int, ...]
+
+_BIN = 0.05  # of the logarithm of a length's ratio to the reference's; bins twice as wide let a fitted rule through
+_BINS = 20  # to each side; what lies beyond is in the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +76,25 @@ class Matched:
 
 
 def match_lengths(candidates: Sequence[Candidates], tolerance: float, seed: int) -> Matched:
-    """Chooses a triple of each prompt so that over every group no rule on signs of length differences wins.
+    """Chooses a triple of each prompt so that, over every group, length does not tell chosen from rejected.
 
-    Options whose lengths differ by more than ``tolerance`` (a share) are never taken. Of the others a prompt takes, in
-    a seeded order of prompts, the one that brings its group closest to balance, the smallest difference first among
-    equals. A group is in balance when for every combination of "chosen is longer, shorter" and "chosen is closer to the
-    reference's length, farther" there are as many triples as of the opposite one: then both rules, and each
-    combination of them, win half of the time. What still exceeds its opposite by more than one is dropped, the worst
-    matched first.
+    Options whose lengths differ by more than ``tolerance`` (a share) are never taken. The others are put into cells:
+    where chosen and rejected stand relative to the reference, which of them is longer and which is closer to it, and
+    how long the reference is. Exchanging chosen and rejected leads to the opposite cell. A rule that reads nothing but
+    lengths is at chance if every cell is as full as its opposite, so a prompt takes, in a seeded order of prompts, the
+    option whose cell exceeds its opposite least, then (few prompts fill few cells) the one whose signs alone do, then
+    the one of smallest difference. What at the end exceeds its opposite by more than one, in a cell or in signs, is
+    dropped, the worst matched first.
 
-    Ledger: ``triples``, ``too_few`` (distinct texts), ``length_gap`` (no option within tolerance),
-    ``unbalanced`` (dropped for balance).
+    Ledger: ``triples``, ``too_few`` (distinct texts), ``length_gap`` (no option within tolerance), ``unbalanced``
+    (dropped for balance).
     """
     order = sorted(candidates, key=lambda entry: entry.key)
     random.Random(f"{seed}:match").shuffle(order)
     ledger = Counter(triples=0, too_few=0, length_gap=0, unbalanced=0)
     unmatched: dict[str, Option] = {}
     taken: dict[str, dict[str, Option]] = {}
-    counts: dict[str, Counter[Sign]] = {}
+    full: dict[str, Counter[Cell]] = {}
     for entry in order:
         options = list(entry.options())
         if not options:
@@ -100,17 +105,36 @@ def match_lengths(candidates: Sequence[Candidates], tolerance: float, seed: int)
         if not close:
             ledger["length_gap"] += 1
             continue
-        signs = counts.setdefault(entry.group, Counter())
-        best = min(close, key=partial(_preference, signs))
-        signs[_signs(best)] += 1
+        counts = full.setdefault(entry.group, Counter())
+        best = min(close, key=partial(_preference, counts))
+        counts.update((cell(best), signs(best)))
         taken.setdefault(entry.group, {})[entry.key] = best
     chosen: dict[str, Option] = {}
     for group in taken.values():
-        kept = _balanced(group)
+        kept = _balanced(_balanced(group, cell), signs)
         ledger["unbalanced"] += len(group) - len(kept)
         chosen |= kept
     ledger["triples"] = len(chosen)
     return Matched(chosen, unmatched, dict(ledger))
+
+
+def signs(option: Option) -> Cell:
+    """Whether chosen is the longer one, and whether it is farther from the reference's length: -1, 0 or 1 each."""
+    return _sign(option.longer), _sign(option.farther)
+
+
+def cell(option: Option) -> Cell:
+    """:func:`signs`, bins of the lengths of chosen and of rejected relative to the reference, and the reference's
+    length as a power of two."""
+    reference, chosen, rejected = (max(length, 1) for length in option.lengths)
+    bins = (math.floor(math.log(length / reference) / _BIN) for length in (chosen, rejected))
+    return *signs(option), *(max(-_BINS, min(_BINS, bin)) for bin in bins), reference.bit_length()
+
+
+def opposite(of: Cell) -> Cell:
+    """The cell of the same option with chosen and rejected exchanged."""
+    longer, farther, *rest = of
+    return (-longer, -farther, rest[1], rest[0], *rest[2:]) if rest else (-longer, -farther)
 
 
 def distinct(positives: Sequence[str | None], negatives: Sequence[str | None]) -> tuple[list[int], list[int]]:
@@ -128,35 +152,28 @@ def _first_of_each(texts: Sequence[str | None]) -> list[int]:
     return list(first.values())
 
 
-def _signs(option: Option) -> Sign:
-    return _sign(option.longer), _sign(option.farther)
-
-
 def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
-def _opposite(signs: Sign) -> Sign:
-    return -signs[0], -signs[1]
+def _excess(counts: Mapping[Cell, int], of: Cell) -> int:
+    """By how much the cell exceeds its opposite; 0 for a tie, which is its own opposite."""
+    return counts.get(of, 0) - counts.get(opposite(of), 0)
 
 
-def _preference(counts: Mapping[Sign, int], option: Option) -> tuple[int, float]:
-    """By how much the option's signs would exceed their opposite (0 for a tie, its own opposite), then its gap."""
-    signs = _signs(option)
-    excess = 0 if signs == (0, 0) else counts.get(signs, 0) + 1 - counts.get(_opposite(signs), 0)
-    return excess, option.gap
+def _preference(counts: Mapping[Cell, int], option: Option) -> tuple[int, int, float]:
+    return _excess(counts, cell(option)), _excess(counts, signs(option)), option.gap
 
 
-def _balanced(group: Mapping[str, Option]) -> dict[str, Option]:
+def _balanced(group: Mapping[str, Option], cell_of: Callable[[Option], Cell]) -> dict[str, Option]:
     """``group`` without what exceeds its opposite by more than one."""
-    classes: dict[Sign, list[str]] = {}
+    cells: dict[Cell, list[str]] = {}
     for key, option in group.items():
-        classes.setdefault(_signs(option), []).append(key)
+        cells.setdefault(cell_of(option), []).append(key)
+    counts = {of: len(keys) for of, keys in cells.items()}
     kept = dict(group)
-    for signs, keys in classes.items():
-        if signs == (0, 0):
-            continue
-        excess = len(keys) - len(classes.get(_opposite(signs), [])) - 1
-        for key in sorted(keys, key=lambda key: (-group[key].gap, key))[: max(excess, 0)]:
+    for of, keys in cells.items():
+        excess = max(_excess(counts, of) - 1, 0)
+        for key in sorted(keys, key=lambda key: (-group[key].gap, key))[:excess]:
             del kept[key]
     return kept

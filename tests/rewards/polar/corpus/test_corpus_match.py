@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.polar.corpus.match import Candidates, Option, distinct, match_lengths
-from rewards.polar.corpus.shortcuts import length_rules
+from rewards.polar.corpus.match import Candidates, Option, cell, distinct, match_lengths, opposite, signs
+from rewards.polar.corpus.shortcuts import fitted_length_rule, length_rules
 
 
 def candidates(key: str, positives: list[int], negatives: list[int], group: str = "train/base") -> Candidates:
@@ -50,11 +50,22 @@ def test_what_cannot_be_balanced_is_dropped_worst_first() -> None:
     assert len(matched.unmatched) == 5
 
 
-def test_roles_of_positives_swap_for_balance() -> None:
-    # Reference 100: the chosen one of 120 is longer and farther than 110, the other of 100 shorter and closer.
-    matched = match_lengths([candidates(f"p{i}", [100, 100, 120], [110]) for i in range(10)], 0.2, 0)
-    chosen = [option.chosen for option in matched.chosen.values()]
-    assert (len(chosen), chosen.count(2)) == (10, 5)
+@pytest.mark.parametrize(("farther", "closer", "kept"), [(5, 5, 10), (6, 3, 7), (0, 4, 1)])
+def test_as_many_triples_as_of_the_opposite_remain(farther: int, closer: int, kept: int) -> None:
+    # Reference 100: chosen 120 against rejected 110, and the other way round. A tolerance of 0.09 (10 of 120 is 0.083)
+    # leaves each prompt this one option: 10 of 110 and 20 of 120 are too far apart.
+    entries = [candidates(f"f{i}", [100, 120], [110]) for i in range(farther)]
+    entries += [candidates(f"c{i}", [100, 110], [120]) for i in range(closer)]
+    matched = match_lengths(entries, 0.09, 0)
+    assert {option.reference for option in matched.chosen.values()} == {0}
+    assert (matched.ledger["triples"], matched.ledger["unbalanced"]) == (kept, farther + closer - kept)
+
+
+def test_a_prompt_gives_what_its_group_lacks() -> None:
+    # Each prompt could give either option of the test above, and the first one's is answered by the second one's.
+    entries = [candidates(f"p{i}", [100, 120, 110], [111, 121]) for i in range(2)]
+    first, second = match_lengths(entries, 0.2, 0).chosen.values()
+    assert opposite(signs(first)) == signs(second)
 
 
 def test_groups_are_balanced_by_themselves() -> None:
@@ -106,6 +117,39 @@ def test_matching_repairs_what_it_is_for() -> None:
     assert all(found.at_chance for found in after.values())
     assert after["closest"].value == pytest.approx(0.5, abs=0.02)
     assert matched.ledger["triples"] > 200
+
+
+def test_no_rule_on_amounts_can_be_fitted() -> None:
+    """Balanced signs alone leave 0.60 here: "much closer" and "a little farther" would still tell."""
+    rng = random.Random(0)
+    entries = []
+    for i in range(4000):
+        a, b = rng.sample([40, 60, 90, 140], 2)
+        positives, negatives = ([round(rng.gauss(m, m / 4)) for _ in range(n)] for m, n in ((a, 3), (b, 4)))
+        entries.append(candidates(f"p{i}", positives, negatives))
+    matched = match_lengths(entries, 0.2, 0)
+
+    def fitted(options: dict[str, Option]) -> float:
+        lengths = [options[key].lengths for key in sorted(options)]
+        random.Random(1).shuffle(lengths)
+        half = len(lengths) // 2
+        found = fitted_length_rule(lengths[:half], lengths[half:])
+        assert found is not None
+        return found.value
+
+    assert fitted(matched.unmatched) > 0.75
+    assert fitted(matched.chosen) < 0.55
+    assert len(matched.chosen) > 1900
+
+
+@given(st.tuples(*[st.integers(0, 5000)] * 3))
+def test_exchanging_chosen_and_rejected_leads_to_the_opposite_cell(lengths: tuple[int, int, int]) -> None:
+    reference, chosen, rejected = lengths
+    option, exchanged = Option(0, 1, 0, lengths), Option(0, 1, 0, (reference, rejected, chosen))
+    for of in (cell, signs):
+        assert of(exchanged) == opposite(of(option))
+        assert opposite(opposite(of(option))) == of(option)
+    assert (cell(option) == opposite(cell(option))) == (chosen == rejected)
 
 
 @settings(max_examples=20)

@@ -1,12 +1,13 @@
 """Shortcut accuracies by hand."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rewards.polar.corpus.shortcuts import accuracy, embedding_rule, length_rules
+from rewards.polar.corpus.shortcuts import accuracy, embedding_rule, fitted_length_rule, length_rules, policy_rule
 from rewards.polar.types import PolarError
 
 
@@ -26,6 +27,33 @@ def test_wilsons_interval() -> None:
     beaten = accuracy([1.0] * 70 + [-1.0] * 30)
     assert beaten is not None and not beaten.at_chance
     assert accuracy([]) is None
+
+
+def test_a_rule_on_amounts_is_found_where_signs_tell_nothing() -> None:
+    # The chosen one is much closer to the reference half of the time, else a little farther.
+    rng = random.Random(0)
+    lengths = [
+        (100, 100 + rng.randint(0, 5), 190 + rng.randint(0, 5))
+        if rng.random() < 0.5
+        else (100, 110 + rng.randint(1, 5), 105 + rng.randint(1, 5))
+        for _ in range(400)
+    ]
+    assert length_rules(lengths)["closest"].value == pytest.approx(0.5, abs=0.06)
+    found = fitted_length_rule(lengths[:200], lengths[200:])
+    assert found is not None and found.value > 0.9
+    noise = [(rng.randint(50, 99), rng.randint(50, 99), rng.randint(50, 99)) for _ in range(1000)]
+    nothing = fitted_length_rule(noise[:500], noise[500:])
+    assert nothing is not None and nothing.value == pytest.approx(0.5, abs=0.1)
+    assert fitted_length_rule([], lengths) is None
+    assert fitted_length_rule(lengths, []) is None
+
+
+def test_a_policy_that_is_chosen_more_often_tells() -> None:
+    train = [("a", "b"), ("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]
+    # Shares of being chosen: a 2/3, b 2/5, c 1/2; an unknown policy counts 1/2.
+    found = policy_rule(train, [("a", "b"), ("c", "a"), ("c", "new"), ("new", "b")])
+    assert found is not None and found.value == (1 + 0 + 0.5 + 1) / 4
+    assert policy_rule(train, []) is None
 
 
 def test_embeddings_prefer_the_more_similar_text() -> None:
