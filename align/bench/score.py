@@ -72,21 +72,25 @@ class Case:
 
 
 def vllm_form(case: Case, reuse: bool) -> Form:
-    """Our vLLM classifier."""
+    """Our vLLM classifier, on as many threads as PyTorch gives the other forms."""
     from rollouts.engines.vllm_classifier import VLLMClassifier
 
-    return _counted(
-        VLLMClassifier(case.folder, max_context=case.max_context, dtype=case.dtype, prefix_reuse=reuse).logits
+    classifier = VLLMClassifier(
+        case.folder,
+        max_context=case.max_context,
+        dtype=case.dtype,
+        prefix_reuse=reuse,
+        threads=torch.get_num_threads(),
     )
+    return _counted(classifier.logits)
 
 
 def transformers_form(case: Case, reuse: bool) -> Form:
     """Our transformers classifier."""
     from rollouts.engines.hf_classifier import HFClassifier
 
-    return _counted(
-        HFClassifier(case.folder, max_context=case.max_context, dtype=case.dtype, prefix_reuse=reuse).logits
-    )
+    classifier = HFClassifier(case.folder, max_context=case.max_context, dtype=case.dtype, prefix_reuse=reuse)
+    return _counted(classifier.logits)
 
 
 def loop_form(case: Case) -> Form:
