@@ -18,10 +18,8 @@ from align.polar.trainer import NAMES, Plan, build_trainer, count_parameters, ma
 from align.polar.validate import Validation, validate
 from align.protocols import Metrics, Tracker
 from align.supervised import Checkpoints, Forward, Progress
-from rewards.polar.encoding import PolarEncoder
-from rewards.polar.model import PolarSettings, load_polar, polar_settings
+from rewards.polar.model import PolarSettings, load_encoder, load_polar, polar_settings
 from rewards.polar.types import Triple
-from rollouts.models import load_tokenizer
 
 RESULT_FILE, CLAIM_FILE = "result.json", "training.json"
 
@@ -68,7 +66,7 @@ def train(
     :class:`rewards.polar.types.PolarError` for a model or a triple that does not fit.
     """
     settings = _settings(config, model)
-    encoder = PolarEncoder(load_tokenizer(model), **asdict(settings))
+    encoder = load_encoder(model, settings)
     pairs = encode_pairs(triples, encoder, "train on")
     heldout = encode_pairs(validation, encoder, "validate on")
     plan = make_plan(config, count_parameters(model), pairs)

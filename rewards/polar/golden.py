@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from rewards.polar.convert_tokenizer import read_json
-from rewards.polar.encoding import PolarEncoder
-from rewards.polar.types import PolarError, PolarItem
+from rewards.polar.types import PolarItem
 from rollouts.types import Message
 
 TOLERANCE: Final = 0.05  # float16 rounding of weights and activations included
@@ -50,19 +48,17 @@ def golden(
     """Scores ``pairs`` with the model of ``folder`` through our encoder and transformers, one after the other.
 
     ``dtype`` is a torch type's name; ``auto`` takes the folder's own. The default pairs hold for POLAR-7B alone.
-    Raises :class:`PolarError` when ``folder`` is no POLAR model folder.
+    Raises :class:`rewards.polar.types.PolarError` when ``folder`` is no POLAR model folder.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
-    from rollouts.models import load_tokenizer
+    from rewards.polar.model import load_encoder, load_polar
 
-    settings = read_json(folder / "config.json").get("polar")
-    if settings is None:
-        raise PolarError(f"'{folder}' is no POLAR model: its config.json has no 'polar'; run 'align polar convert'")
-    encoder = PolarEncoder(load_tokenizer(folder), **settings)
-    model = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=dtype).to(device)
-    model.train(False)
+    encoder = load_encoder(folder)
+    own = getattr(AutoConfig.from_pretrained(str(folder)), "dtype", None) or torch.float32
+    model: Any = load_polar(folder, own if dtype == "auto" else getattr(torch, dtype))
+    model.to(device)
     results = []
     for pair in pairs:
         item = pair.item

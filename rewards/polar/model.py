@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rewards.polar.encoding import SCORE_TOKEN, SEPARATOR, PolarEncoder
 from rewards.polar.types import PolarError
-from rollouts.models import ModelError, load_tokenizer, make_atomically, no_progress_bars, resolve
+from rollouts.models import ModelError, load_classifier, load_tokenizer, make_atomically, no_progress_bars, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -152,8 +152,8 @@ def polar_settings(folder: Path | str) -> PolarSettings:
     wanted = {field.name for field in fields(PolarSettings)}
     if not isinstance(found, dict) or not wanted <= found.keys():
         raise PolarError(
-            f"{folder}: config.json has no key 'polar' with {', '.join(sorted(wanted))}; make a policy discriminator "
-            "of a causal model with rewards.polar.model.build_polar"
+            f"{folder} is no POLAR model: its config.json has no key 'polar' with {', '.join(sorted(wanted))}; run "
+            "'align polar convert' on an official checkpoint, or train one by a recipe of kind 'polar'"
         )
     return PolarSettings(**{name: found[name] for name in wanted})
 
@@ -172,36 +172,27 @@ def load_polar(path: Path | str, dtype: "torch.dtype", attn_implementation: str 
 
     Raises :class:`PolarError` when the folder holds none.
     """
-    import torch
-    from safetensors import safe_open
-    from transformers import AutoModelForSequenceClassification
-
     from rewards.polar.head import FloatHead
+    from rollouts.engines.base import EngineError
+    from rollouts.engines.scalar_head import read_head
 
     polar_settings(path)
-    with no_progress_bars():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            str(path), dtype=dtype, low_cpu_mem_usage=True, attn_implementation=attn_implementation
-        )
-    head = FloatHead(int(model.config.hidden_size))
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if "score.weight" in tensors.keys():  # noqa: SIM118 - the file object is no dictionary
-                # From the file: a head that was loaded in bfloat16 has been rounded.
-                with torch.no_grad():
-                    head.weight.copy_(tensors.get_tensor("score.weight"))
-                break
-    else:
-        raise PolarError(f"{path}: no tensor 'score.weight'; the folder holds no trained or built head")
+    try:
+        weight = read_head(Path(path))
+    except EngineError as error:
+        raise PolarError(str(error)) from error
+    model = load_classifier(path, dtype, attn_implementation)
+    head = FloatHead(weight.shape[1])
+    # From the file: a head that was loaded in bfloat16 has been rounded.
+    head.weight.data.copy_(weight)
     model.score = head
     model.train(False)
     return model
 
 
-def load_encoder(path: Path | str) -> PolarEncoder:
-    """What writes texts as token ids for the policy discriminator of a folder."""
-    settings = polar_settings(path)
-    return PolarEncoder(load_tokenizer(path), **asdict(settings))
+def load_encoder(path: Path | str, settings: PolarSettings | None = None) -> PolarEncoder:
+    """What writes texts as token ids for the policy discriminator of a folder; ``settings`` in place of its own."""
+    return PolarEncoder(load_tokenizer(path), **asdict(settings or polar_settings(path)))
 
 
 def resolve_polar(name: str, cache_dir: Path | None = None, weights: Path | None = None) -> Path:

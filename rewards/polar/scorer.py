@@ -142,22 +142,15 @@ def open_scorer(
     the folder is no POLAR model or the probe fails, :class:`rollouts.engines.base.EngineError` where the engine cannot
     serve it.
     """
-    from rewards.polar.model import polar_settings
-    from rollouts.models import load_tokenizer
+    from rewards.polar.model import load_encoder, polar_settings
 
     settings = polar_settings(folder)
     if max_response_length is not None:
         settings = replace(settings, max_response_length=max_response_length)
     if max_context is not None:
         settings = settings.fitted(max_context)
-    encoder = PolarEncoder(
-        load_tokenizer(folder),
-        max_length=settings.max_length,
-        max_response_length=settings.max_response_length,
-        separator=settings.separator,
-        score_token=settings.score_token,
-    )
-    scorer = PolarScorer(_classifier(folder, backend, settings.max_length, dtype, options), encoder)
+    classifier = _classifier(folder, backend, settings.max_length, dtype, options)
+    scorer = PolarScorer(classifier, load_encoder(folder, settings))
     if probe:
         try:
             scorer.probe(folder, TOLERANCE.get(dtype, REDUCED_TOLERANCE))

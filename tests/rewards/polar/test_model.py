@@ -129,7 +129,7 @@ def test_a_context_without_room_is_refused() -> None:
 
 def test_settings_are_read_from_the_folder(tiny_model: Path, polar: Path, tmp_path: Path) -> None:
     assert polar_settings(polar) == PolarSettings(SEPARATOR, SCORE_TOKEN, 512, 127)
-    with pytest.raises(PolarError, match=r"no key 'polar' with max_length.*build_polar"):
+    with pytest.raises(PolarError, match=r"no key 'polar' with max_length.*align polar convert"):
         polar_settings(tiny_model)
     with pytest.raises(PolarError, match=r"no readable config\.json"):
         polar_settings(tmp_path)
