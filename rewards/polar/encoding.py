@@ -209,16 +209,6 @@ class PolarEncoder:
         )
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all ``sequences`` begin with; never all of a sequence, whose last token must be computed."""
-    if not sequences:
-        return 0
-    rows = [tuple(sequence) for sequence in sequences]
-    limit = max(min(map(len, rows)) - 1, 0)
-    first, last = min(rows), max(rows)  # what the extremes of the order share, all between them share
-    return next((at for at in range(limit) if first[at] != last[at]), limit)
-
-
 def _joined(turns: Turns, clean: Callable[[str], str] | None = None) -> str:
     contents = [turns] if isinstance(turns, str) else [message.content for message in turns]
     text = "\n".join(contents if clean is None else map(clean, contents))

@@ -6,7 +6,6 @@ A line of the format, as InternLM/POLAR and xtuner read it, with an optional ``"
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+from rewards.polar.files import whole_file
 from rewards.polar.types import PolarError, Triple, Turns, Wrapper
 from rewards.types import ScoreFailure, Scorer
 from rewards.verifiers import VerifierScorer
@@ -45,19 +45,9 @@ def write_triples(path: Path, triples: Iterable[Triple]) -> None:
 
     Raises :class:`PolarError` when metadata carry the name of a field.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            for triple in triples:
-                file.write(json.dumps(_record(triple), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PolarError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for triple in triples:
+            file.write(json.dumps(_record(triple), ensure_ascii=False) + "\n")
 
 
 def _triple(record: Mapping[str, Any], where: str) -> Triple:

@@ -9,7 +9,7 @@ from typing import Any
 from rewards.polar.corpus.card import Card, make_card, write_card
 from rewards.polar.corpus.clean import Cleaned, clean, count_cleaning
 from rewards.polar.corpus.config import SPLITS, WRAPPERS, CorpusConfig, Split
-from rewards.polar.corpus.files import claim
+from rewards.polar.corpus.identity import claim
 from rewards.polar.corpus.match import Candidates, Matched, distinct, match_lengths
 from rewards.polar.corpus.plan import Item, Plan, make_plan
 from rewards.polar.corpus.sample import Chunk, OpenEngine, RawRow, chunks_of, raw_rows, sample_all

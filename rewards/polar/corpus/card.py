@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rewards.polar.corpus.config import SPLITS, CorpusConfig, Split
-from rewards.polar.corpus.files import whole_file, write_json, write_text
 from rewards.polar.corpus.shortcuts import (
     Accuracy,
     Embedder,
@@ -18,6 +17,7 @@ from rewards.polar.corpus.shortcuts import (
     policy_rule,
 )
 from rewards.polar.corpus.store import LENGTHS, TEXTS, load_table, spread_rows
+from rewards.polar.files import whole_file, write_json, write_text
 
 CARD_FILE, TEXT_FILE, PICTURE_FILE = "card.json", "card.md", "lengths.png"
 CLEANING = ("samples", "loops", "trimmed", "empty", "unfinished", "identical")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.polar.corpus.config import SPLITS, CorpusConfig, Mode, PolicySpec, Split
+from rewards.polar.text import plain_text
 from rewards.polar.types import PolarError
 from rollouts.types import Message, Prompt
 
@@ -31,7 +32,7 @@ class Item:
     def text(self) -> str:
         """The prompt as the discriminator reads it: contents joined by line breaks, without any policy's system
         prompt, which is part of the policy."""
-        return prompt_text(self.prompt)
+        return plain_text(self.prompt.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def make_plan(
 
     asked: dict[Mode, list[tuple[str, Prompt]]] = {"base": [], "chat": []}
     for prompt in prompts:
-        text = prompt_text(prompt)
+        text = plain_text(prompt.messages)
         _hash(hasher, "prompt", prompt.id, [[m.role, m.content] for m in prompt.messages])
         if new(text):
             asked["chat"].append((prompt.id, prompt))
@@ -105,11 +106,6 @@ def cut_prefix(text: str, tokenizer: Any, tokens: tuple[int, int], rng: random.R
     # The tokens of a character made of several all end where it ends, so that no character is cut.
     prefix = text[: ends[rng.randint(shortest, min(longest, len(ends) - 1)) - 1]]
     return prefix if prefix.strip() and text[len(prefix) :].strip() else None
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as the discriminator reads it."""
-    return "\n".join(message.content for message in prompt.messages)
 
 
 def _draw(config: CorpusConfig, mode: Mode, sources: Sequence[tuple[str, Prompt]]) -> list[Item]:

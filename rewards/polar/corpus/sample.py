@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.polar.corpus.config import CorpusConfig, PolicySpec
-from rewards.polar.corpus.files import whole_file
 from rewards.polar.corpus.plan import Item
+from rewards.polar.files import whole_file
 from rewards.polar.types import PolarError
 from rollouts.chat import ChatRenderer
 from rollouts.collector import EngineSupervisor, request_seed

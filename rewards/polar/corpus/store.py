@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.polar.corpus.config import SPLITS, Mode, Split
-from rewards.polar.corpus.files import whole_file
+from rewards.polar.files import whole_file
 from rewards.polar.types import PolarError, Triple, Wrapper
 
 if TYPE_CHECKING:

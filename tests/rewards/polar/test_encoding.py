@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards.polar.cleaning import Literals, strip_thoughts
-from rewards.polar.encoding import PolarEncoder, common_prefix
+from rewards.polar.encoding import PolarEncoder
 from rewards.polar.types import PolarError, Triple, Turns
 from rollouts.models import resolve
 from rollouts.tiny import build_tiny_model
@@ -510,33 +510,10 @@ def test_no_candidates_no_tokens(tokenizers: Tokenizers) -> None:
     assert PolarEncoder(tokenizers["bytes"]).encode_group("Q", "a", []) == []
 
 
-@pytest.mark.parametrize(
-    ("sequences", "length"),
-    [
-        ([], 0),
-        ([[]], 0),
-        ([[1, 2, 3]], 2),
-        ([[1, 2, 3], [1, 2, 4]], 2),
-        ([[1, 2, 3], (1, 2, 3)], 2),
-        ([[1, 2, 3], [1, 2]], 1),
-        ([[1, 2, 3], [2, 2, 3]], 0),
-        ([[1, 2, 3], []], 0),
-        ([[1, 5, 3], [1, 5, 9], [1, 4, 3]], 1),
-    ],
-)
-def test_common_prefix(sequences: list[Sequence[int]], length: int) -> None:
-    assert common_prefix(sequences) == length
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5))
-def test_common_prefix_is_the_longest(sequences: list[list[int]]) -> None:
-    length = common_prefix(sequences)
-    assert length == max(
-        n for n in range(8) if n == 0 or all(len(s) > n and s[:n] == sequences[0][:n] for s in sequences)
-    )
-
-
 def test_candidates_of_a_group_share_prompt_and_reference(tokenizers: Tokenizers) -> None:
     encoder = PolarEncoder(tokenizers["bytes"])
     group = encoder.encode_group("Q", "abc", ["x", "y"])
-    assert common_prefix([encoded.ids for encoded in group]) == len("Q\nabc Q\n")
+    shared = len("Q\nabc Q\n")
+    one, other = (encoded.ids for encoded in group)
+    assert one[:shared] == other[:shared]
+    assert one[shared] != other[shared]

@@ -1,45 +1,17 @@
-"""Files that are whole or absent, and the mark that says whose folder it is."""
+"""The mark that says whose folder a corpus is."""
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rewards.polar.corpus.config import CorpusConfig
+from rewards.polar.files import write_json
 from rewards.polar.types import PolarError
 
 FORMAT = 1  # raise when what a folder holds is made differently
 IDENTITY_FILE = "corpus.json"
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PolarError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole text or none of it."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, keys in the order given, no NaN."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def claim(folder: Path, config: CorpusConfig, sources: str) -> None:
