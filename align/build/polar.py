@@ -11,6 +11,7 @@ from align.build import text
 from align.build.hosting import connect_to, host_engine
 from align.build.session import Session
 from align.checkpoint import write_atomically
+from align.errors import UserError
 from align.learners.build import adapter_config
 from align.recipe import PolarCorpusRecipe, PolarRecipe, PolarScalingRecipe
 from align.recipe.polar import PolarBackbone, PolarTraining, TextSource, Triples
@@ -224,7 +225,7 @@ def _triples(data: Triples, validation_size: int | None) -> tuple[list[Any], lis
         from rewards.polar.triples import read_triples
 
         train = read_triples(Path(data.path))
-        validation = read_triples(Path(data.validation)) if data.validation else []
+        validation = read_triples(Path(data.validation))
     return train[: data.size], validation[:validation_size]
 
 
@@ -235,6 +236,8 @@ def _start(model: PolarBackbone, folder: Path, seed: int) -> Path:
 
     path = resolve_polar(model.path) if model.path.startswith("polar:") else resolve(model.path)
     if is_polar(path):
+        if model.layers is not None:
+            raise UserError(f"model.layers: {model.path} is a policy discriminator already; leave it out")
         return path
     if not folder.exists():
         build_polar(

@@ -64,7 +64,7 @@ class PolarReward(Section):
     """A POLAR model: a folder, `hub:ORG/NAME` (converted by `align polar convert` where it is an official one), or
     `polar:NAME` for one that comes with Polestar."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What computes the scores; both give the raw logit. vLLM needs a process of its own: `cluster: {type: ray}`."""
+    """What computes the scores; both give the raw logit."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the model."""
     max_context: int = Field(default=1024, ge=34)

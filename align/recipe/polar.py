@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -223,8 +224,8 @@ class JsonlTriples(Section):
     """A file with one JSON object a line."""
     path: str = Field(min_length=1)
     """The file, relative to the working directory."""
-    validation: str | None = Field(default=None, min_length=1)
-    """A second such file, for validation."""
+    validation: str = Field(min_length=1)
+    """A second such file, for validation: of other prompts."""
     size: int | None = Field(default=None, gt=0)
     """Use so many triples; all by default."""
 
@@ -271,11 +272,9 @@ class PolarTraining(Section):
     """Use the first so many validation pairs; all by default."""
 
 
-class PolarRecipe(Common):
-    """Everything that defines the training of a policy discriminator: pre-training or fine-tuning, by its data."""
+class Trained(Common):
+    """What recipes that train policy discriminators share."""
 
-    kind: Literal["polar"]
-    """Trains a policy discriminator."""
     model: PolarBackbone
     """What is trained."""
     data: Triples
@@ -285,36 +284,34 @@ class PolarRecipe(Common):
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
-        refuse(self._conflicts())
+        refuse(chain(_training_conflicts(self.training), self._conflicts()))
         return self
 
     def _conflicts(self) -> Iterator[tuple[KeyPath, str]]:
-        yield from _training_conflicts(self.training)
+        """What else of a kind does not go together."""
+        yield from ()
+
+
+class PolarRecipe(Trained):
+    """Everything that defines the training of a policy discriminator: pre-training or fine-tuning, by its data."""
+
+    kind: Literal["polar"]
+    """Trains a policy discriminator."""
+
+    def _conflicts(self) -> Iterator[tuple[KeyPath, str]]:
         if self.model.adapter is not None and self.training.lora is None:
             yield ("training", "lora"), "missing, and model.adapter is a low-rank update: give its settings"
 
 
-class PolarScalingRecipe(Common):
+class PolarScalingRecipe(Trained):
     """Everything that defines a scaling law: the same training for several sizes of a backbone."""
 
     kind: Literal["polar_scaling"]
     """Trains a policy discriminator of several sizes, and fits power laws to their validation losses."""
-    model: PolarBackbone
-    """The backbone, of which `sizes` keep the first layers."""
     sizes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=2)]
-    """Layers of each size."""
-    data: Triples
-    """What each is trained on."""
-    training: PolarTraining = Field(default_factory=PolarTraining)
-    """The training, the same for each."""
-
-    @model_validator(mode="after")
-    def _refuse_conflicts(self) -> Self:
-        refuse(self._conflicts())
-        return self
+    """Layers of each size: the first so many of the backbone's."""
 
     def _conflicts(self) -> Iterator[tuple[KeyPath, str]]:
-        yield from _training_conflicts(self.training)
         if len(set(self.sizes)) < len(self.sizes):
             yield ("sizes",), "two sizes are the same"
         if self.model.layers is not None:

@@ -76,8 +76,6 @@ def _conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:
     yield from _prompt_conflicts(recipe)
     if recipe.prompts is not None and recipe.prompts.train == recipe.prompts.heldout:
         yield ("prompts", "heldout"), "is the same as prompts.train; held-out prompts must share nothing with them"
-    if isinstance(recipe.reward, PolarReward) and recipe.reward.backend == "vllm" and recipe.cluster.type == "local":
-        yield ("reward", "backend"), "'vllm' needs a process of its own: set cluster='{type: ray}', or 'transformers'"
 
 
 def _prompt_conflicts(recipe: PreferenceRecipe) -> Iterator[tuple[KeyPath, str]]:

@@ -302,10 +302,6 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(recipe_file: Path)
             ["reward={type: polar}", "prompts.train={type: jsonl, path: a.jsonl, answer_field: answer}"],
             "prompts.train.reference_field: missing, and reward 'polar' has nothing to compare with",
         ),
-        (
-            ["reward={type: polar, backend: vllm}", "cluster={type: local}"],
-            "reward.backend: 'vllm' needs a process of its own",
-        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(recipe_file: Path, overrides: list[str], message: str) -> None:
@@ -349,7 +345,7 @@ TRAINING = """\
 kind: polar
 name: polar
 model: {path: tiny:0}
-data: {type: jsonl, path: a.jsonl}
+data: {type: jsonl, path: a.jsonl, validation: b.jsonl}
 training: {lr: 1.0e-4, batch_size: 8}
 """
 SCALING = TRAINING.replace("kind: polar", "kind: polar_scaling") + "sizes: [1, 2]\n"
