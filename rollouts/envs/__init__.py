@@ -1,0 +1,1 @@
+"""Environments that a robot learns in, and what it brings back from them."""
