@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.build.polar import run_corpus, run_scaling, run_training
 from align.build.preference import PreferenceRun
+from align.build.robot import RobotRun
 from align.build.session import Session
 from align.build.sft import run_sft
 from align.build.theory import run_theory
@@ -36,6 +37,8 @@ def run_recipe(recipe: Recipe, source: Path, overrides: Sequence[str]) -> int:
                 run_training(recipe, session)
             case "polar_scaling":
                 run_scaling(recipe, session)
+            case "robot":
+                RobotRun(recipe, session).run()
     return 0
 
 

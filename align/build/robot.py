@@ -1,6 +1,5 @@
 """A robot's fine-tuning: prior data, a reward model, the six parts of the loop, and what came of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class RobotRun:
             reward = parts.success_model(recipe, prior, path, session.say)
         labeller = SuccessLabeller(parts.label_config(recipe))
         labelled, _ = labeller.label(prior, 0)
-        config = parts.policy_config(recipe, scene, instructions, prior)
+        config = parts.policy_config(recipe, scene, instructions)
         mixer = parts.mixer(recipe, labelled, instructions, scene)
         tracker = session.tracker(
             recipe.schedule.total_steps,
@@ -85,7 +84,7 @@ class RobotRun:
         )
         self.best = BestIterate(self.measured, lambda _: self._save_policy(BEST), recipe.evaluation.best_by)
         self.learner = host_learner(
-            self.cluster, recipe.cluster, parts.learner_factory(recipe, config, path.resolve() / "weights")
+            self.cluster, recipe.cluster, parts.learner_factory(recipe, config, mixer.offline.states(), recipe.name)
         )
         collector = EnvCollectorGroup(collectors, [follow])
         self.parts = Parts(collector, labeller, mixer, self.learner, self.best, tracker)
@@ -169,5 +168,3 @@ class RobotRun:
 
 def _save(learner: Any, folder: str) -> None:
     learner.save_policy(Path(folder))
-
-

@@ -168,6 +168,12 @@ class TransitionMixer(Section):
     """Updates for each new decision."""
     capacity: int = Field(default=200_000, gt=0)
     """Transitions of own experience that are kept."""
+    n_step: int = Field(default=1, gt=0)
+    """Decisions between a state and the value that it is learnt from."""
+    start_training: int = Field(default=0, ge=0)
+    """Own decisions before the first online update."""
+    imitate_successes: bool = False
+    """Own attempts that were judged a success are imitated like demonstrations."""
 
 
 class RobotEvaluation(Section):
@@ -183,7 +189,7 @@ class RobotEvaluation(Section):
     """The mean action, not a sample."""
     films: int = Field(default=1, ge=0)
     """Attempts of each task that are filmed at each evaluation."""
-    best_by: Literal["eval/chain_success", "eval/success", "collect/train_success"] = "eval/chain_success"
+    best_by: Literal["eval/chain_success", "eval/success"] = "eval/chain_success"
     """What decides which iterate is kept as the best."""
 
 
@@ -202,10 +208,22 @@ class ActorCritic(Section):
     """Share of the new critics in their targets at each update."""
     bc_steps: int = Field(default=0, ge=0)
     """The first so many updates only imitate the demonstrations."""
-    bc: Literal["scaled", "fixed", "none"] = "scaled"
-    """Imitation beside the actor's own loss: `scaled` to its size throughout (RoboFuME), at a `fixed` weight, none."""
+    bc: Literal["loss_ratio", "value", "fixed", "none"] = "loss_ratio"
+    """Imitation beside the actor's own loss: of its size throughout (`loss_ratio`, RoboFuME), relative to the size of
+    the values (`value`, TD3+BC), at a `fixed` weight, or `none`."""
     bc_weight: float = Field(default=1.0, ge=0)
-    """Weight of the imitation loss, relative to the actor's own where it is scaled."""
+    """Weight of the imitation loss, relative to what `bc` says."""
+    bc_form: Literal["log_likelihood", "squared"] = "log_likelihood"
+    """Imitation by likelihood, which also learns how sure to be, or by squared distance."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """The policy that acts and is kept is a running mean of the trained one's weights, of which each update keeps so
+    much; 0 is the trained one itself."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Weight of the entropy at the start."""
+    temperature_lr: float = Field(default=1e-4, ge=0)
+    """Learning rate of the temperature; 0 keeps it."""
+    clip_targets: bool = False
+    """No target leaves what rewards of -1 and 0 can pay."""
     target_entropy: float | None = None
     """Entropy that the temperature aims at, in nats; by default -A for A action dimensions."""
     max_grad_norm: float | None = Field(default=10.0, gt=0)
@@ -221,6 +239,8 @@ class Conservative(ActorCritic):
     """Weight of the conservative term; with rewards of -1 and 0, 1 destroys the offline policy and 0.05 does not."""
     actions: int = Field(default=4, gt=0)
     """Actions sampled at random, at the state and at the next one, for the conservative term."""
+    alpha_online: float | None = Field(default=None, ge=0)
+    """The same once there is own experience; by default alpha."""
     max_target_backup: bool = False
     """The target is the best of the sampled next actions."""
 

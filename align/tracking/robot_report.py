@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rewards.intervals import wilson
 from rich.console import Console
 
 from align.checkpoint import write_atomically
-from align.tracking.curves import CURVES_FILE
-from align.tracking.jsonl import METRICS_FILE
+from align.tracking.curves import BLUE, CURVES_FILE, GREEN, INK, ORANGE, PURPLE, STYLE, draw_lines, save_figure
+from align.tracking.jsonl import METRICS_FILE, read_metrics
 from align.tracking.logs import LOG_FILE
 from align.tracking.report import SUMMARY_JSON, SUMMARY_TEXT
 from align.tracking.text import number
-from rewards.intervals import wilson
 
 FILES = {
     CURVES_FILE: "curves of the run",
@@ -30,6 +30,36 @@ FILES = {
     f"logs/{LOG_FILE}": "logs of the libraries",
     "wandb": "W&B run, for `wandb sync`",
 }
+
+COLOURS = (BLUE, GREEN, ORANGE, PURPLE)
+PANELS = (
+    ("Success, evaluated", (("eval/chain_success", "in a chain"), ("eval/success", "from hard resets"))),
+    (
+        "Success while practising",
+        (("collect/train_success", "in truth"), ("collect/detected_success", "by the detector")),
+    ),
+    ("Hard resets asked for, in 100 attempts", (("collect/interventions_per_100_episodes", "so far"),)),
+    (
+        "Value of a state (decisions left, negative)",
+        (
+            ("train/q_data", "Q of the data"),
+            ("train/q_policy", "Q of the policy"),
+            ("train/mc_return", "Monte-Carlo return"),
+        ),
+    ),
+    (
+        "Losses",
+        (
+            ("train/td_loss", "temporal difference"),
+            ("train/conservative_loss", "conservative"),
+            ("train/bc_loss", "imitation"),
+        ),
+    ),
+    (
+        "Length of an attempt (decisions)",
+        (("collect/episode_length", "practising"), ("eval/episode_length", "evaluated")),
+    ),
+)
 
 Counts = Mapping[str, tuple[int, int]]
 """Successes and attempts of each kind of evaluation: a task's name, or ``chain``."""
@@ -124,3 +154,29 @@ def _table(phases: Mapping[str, tuple[int, Counts]]) -> Sequence[str]:
 def _share(done: int, tried: int) -> str:
     low, high = wilson(done, tried)
     return f"{done / tried:.2f} [{low:.2f}, {high:.2f}] of {tried}"
+
+
+def plot_robot(folder: Path, title: str) -> Path:
+    """Draws success, detection, interventions, values and losses over the steps; returns ``curves.png``."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
+
+    history = list(read_metrics(folder / METRICS_FILE))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12, 6.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(2, 3).ravel()
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+        for axis, (heading, names) in zip(axes, PANELS, strict=True):
+            lines = [(name, label, colour) for (name, label), colour in zip(names, COLOURS, strict=False)]
+            draw_lines(axis, history, heading, lines)
+            axis.set_xlabel("step")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in axes[:2]:
+            axis.set_ylim(0, 1.05)
+        target = folder / CURVES_FILE
+        save_figure(figure, target)
+    return target

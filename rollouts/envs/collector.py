@@ -12,7 +12,7 @@ import numpy as np
 from rollouts.envs.api import EnvError, SceneEnv, derive_seed
 from rollouts.envs.reset_free import EnvControls, ResetFreeConfig, ResetFreeScheduler
 from rollouts.envs.rollout import Acting, Attempt, next_attempt
-from rollouts.envs.types import Episode, Policy, SuccessDetector
+from rollouts.envs.types import Episode, Policy, SuccessDetector, only
 from rollouts.types import WeightUpdate
 
 
@@ -29,7 +29,8 @@ class LoadablePolicy(Protocol):
 class EnvCollectConfig:
     """How much a step collects: ``episodes``, or as many whole episodes as make ``decisions``; one of the two is set.
 
-    ``seed`` is the run's, ``collector`` tells several collectors of a run apart. Raises
+    ``seed`` is the run's, ``collector`` tells several collectors of a run apart. Of the observations only ``keep`` goes
+    into the episodes, None keeps all: pictures that nobody but the detector needs are large. Raises
     :class:`rollouts.envs.api.EnvError` for neither or both, or less than 1.
     """
 
@@ -37,6 +38,7 @@ class EnvCollectConfig:
     episodes: int | None = None
     decisions: int | None = None
     collector: int = 0
+    keep: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.episodes, self.decisions) if limit is not None]
@@ -79,7 +81,8 @@ class EnvCollector:
             attempts.append(self._next())
         elapsed = time.perf_counter() - started
         decisions = counts.steps - before.steps
-        return [a.episode for a in attempts], {
+        keep = self._config.keep
+        return [a.episode if keep is None else only(a.episode, keep) for a in attempts], {
             **attempt_metrics(attempts, judged=self._acting.by_detector),
             "collect/episodes": len(attempts),
             "collect/decisions": decisions,

@@ -4,8 +4,8 @@ Letters: ``T`` environment steps of an episode, ``A`` dimensions of an action, `
 Arrays are NumPy's. A step here is one decision of the policy, however many simulator ticks it lasts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
@@ -72,6 +72,12 @@ class Episode:
     def succeeded(self) -> bool:
         """Whether the task was done at the end, in truth."""
         return bool(len(self.success) and self.success[-1])
+
+
+def only(episode: Episode, keys: Collection[str]) -> Episode:
+    """The same episode with no more of its observations than ``keys``."""
+    kept = {key: values for key, values in episode.observations.items() if key in keys}
+    return replace(episode, observations=kept)
 
 
 @dataclass(frozen=True, slots=True)
