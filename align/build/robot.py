@@ -1,6 +1,5 @@
 """A robot's fine-tuning: prior data, a reward model, the six parts of the loop, and what came of it."""
 
-from pathlib import Path
 from typing import Any
 
 from align.build import robot_parts as parts
@@ -163,8 +162,6 @@ class RobotRun:
         return {phase: (step, results[step]) for phase, step in steps.items() if step is not None and step in results}
 
     def _save_policy(self, name: str) -> None:
-        self.cluster.apply(self.learner, _save, str((self.folder.path / name).resolve()))
+        from align.learners.robot import save_policy
 
-
-def _save(learner: Any, folder: str) -> None:
-    learner.save_policy(Path(folder))
+        self.cluster.apply(self.learner, save_policy, str((self.folder.path / name).resolve()))

@@ -101,7 +101,7 @@ def prior_episodes(recipe: RobotRecipe, folder: Path, say: Say) -> list[Episode]
     """Episodes that the recipe names, or scripted ones, which are kept in the run folder."""
     prior = recipe.prior
     if prior.path is not None:
-        from rollouts.episodes.sources import open_episodes
+        from rollouts.envs.prior import open_episodes
 
         return list(open_episodes(prior.path))
     if not prior.demonstrations and not prior.failures:

@@ -1,5 +1,6 @@
 """From the recipe's learner section to a robot's learner, in whichever process it is to live."""
 
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -32,7 +33,6 @@ def build_learner(
             form=section.bc_form,
             warm_start=section.bc_steps,
         ),
-        ema=section.ema,
         seed=seed,
     )
     if isinstance(section, BCSection):
@@ -74,3 +74,9 @@ def build_learner(
         ),
         publisher,
     )
+
+
+def save_policy(learner: Any, folder: str) -> None:
+    """Writes the learner's policy to ``folder``, whole or absent; :class:`GaussianPolicy` reads it."""
+    trainer = learner.actor if hasattr(learner, "actor") else learner.core.actor
+    trainer.policy.save(Path(folder))
