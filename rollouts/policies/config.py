@@ -62,7 +62,8 @@ class PolicyConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(content.keys() - known):
             raise PolicyError(f"unknown keys in a policy's config.json: {', '.join(unknown)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+            return cls(**values)
         except TypeError as error:
             raise PolicyError(f"a policy's config.json is not complete: {error}") from error
