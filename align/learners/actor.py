@@ -5,6 +5,7 @@ Letters: ``B`` transitions, ``A`` dimensions of an action, ``F`` features.
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final
 
@@ -14,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from align.losses.actor import BCScaling, imitation_squared, masked_mean
 from align.losses.augment import random_shift
+from align.nets.critics import polyak
 from align.types import TransitionBatch
 from rollouts.envs.types import IMAGE
 from rollouts.policies.gaussian import GaussianPolicy, log_density
@@ -61,13 +63,16 @@ class BCConfig:
 class ActorConfig:
     """Optimisation of the actor, and of the encoder where there are images.
 
-    ``max_grad_norm`` None clips nothing. ``augment_pad`` shifts images by up to so many pixels, 0 does not. Metrics are
-    computed at every ``metrics_every``-th update.
+    ``ema`` makes the policy that is published a running mean of the weights, of which each update keeps that share:
+    the trained one wanders around it. 0 publishes the trained one. ``max_grad_norm`` None clips nothing.
+    ``augment_pad`` shifts images by up to so many pixels, 0 does not. Metrics are computed at every
+    ``metrics_every``-th update.
     """
 
     lr: float = 1e-4
     encoder_lr: float = 3e-4
     max_grad_norm: float | None = None
+    ema: float = 0.0
     augment_pad: int = 4
     bc: BCConfig = field(default_factory=BCConfig)
     metrics_every: int = 10
@@ -90,6 +95,7 @@ class ActorTrainer:
         self.optim = adam(self.parameters, config.lr)
         self.encoder_optim = adam(self.encoder_parameters, config.encoder_lr) if self.encoder_parameters else None
         self.updates = 0
+        self.published = deepcopy(policy).requires_grad_(False) if config.ema else policy
         self._publisher = publisher
         self._version = 0
         self._published_at = 0
@@ -163,6 +169,12 @@ class ActorTrainer:
             if optim is not None:
                 optim.step()
                 optim.zero_grad(set_to_none=True)
+        self.follow()
+
+    def follow(self) -> None:
+        """Moves the running mean of the weights, where there is one; called after each step of the actor."""
+        if self.config.ema:
+            polyak(self.published.parameters(), list(self.policy.parameters()), 1.0 - self.config.ema)
 
     def due(self) -> bool:
         """Whether this update reports metrics."""
@@ -180,7 +192,7 @@ class ActorTrainer:
         """Publishes the policy's weights; the version counts published changes."""
         if self.updates != self._published_at:
             self._version += 1
-        tensors = {name: tensor.detach() for name, tensor in self.policy.state_dict().items()}
+        tensors = {name: tensor.detach() for name, tensor in self.published.state_dict().items()}
         uri = self._publisher.publish(tensors, self._version)
         self._published_at = self.updates
         return WeightUpdate(self._version, uri)
@@ -192,6 +204,7 @@ class ActorTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state_dict(),
+            "published": self.published.state_dict() if self.config.ema else {},
             "optim": self.optim.state_dict(),
             "encoder_optim": self.encoder_optim.state_dict() if self.encoder_optim else {},
             "generator": self.generator.get_state(),
@@ -202,6 +215,8 @@ class ActorTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
+        if self.config.ema:
+            self.published.load_state_dict(state["published"])
         self.optim.load_state_dict(state["optim"])
         if self.encoder_optim:
             self.encoder_optim.load_state_dict(state["encoder_optim"])

@@ -179,6 +179,7 @@ class ActorCritic:
         """Steps the actor and the temperature."""
         self.actor.optim.step()
         self.actor.optim.zero_grad(set_to_none=True)
+        self.actor.follow()
         if self.config.tune_temperature:
             self.temperature_optim.step()
             self.temperature_optim.zero_grad(set_to_none=True)

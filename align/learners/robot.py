@@ -33,6 +33,7 @@ def build_learner(
             form=section.bc_form,
             warm_start=section.bc_steps,
         ),
+        ema=section.ema,
         seed=seed,
     )
     if isinstance(section, BCSection):
@@ -79,4 +80,4 @@ def build_learner(
 def save_policy(learner: Any, folder: str) -> None:
     """Writes the learner's policy to ``folder``, whole or absent; :class:`GaussianPolicy` reads it."""
     trainer = learner.actor if hasattr(learner, "actor") else learner.core.actor
-    trainer.policy.save(Path(folder))
+    trainer.published.save(Path(folder))
