@@ -5,6 +5,7 @@ is whole: its style and script are in it, and its security policy forbids the br
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, Final
@@ -78,7 +79,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _operation(document: Mapping[str, Any], path: str, method: str, operation: Mapping[str, Any]) -> str:
     answers = "".join(
-        f"<li><code>{escape(status)}</code> {escape(answer['description'])}</li>"
+        f"<li><code>{escape(status)}</code> {_line(answer['description'])}</li>"
         for status, answer in operation["responses"].items()
     )
     return "\n".join(
@@ -125,4 +126,9 @@ def _details(name: str, schema: Mapping[str, Any]) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part.strip())
+    return "".join(f"<p>{_line(part)}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _line(text: str) -> str:
+    """Markdown's quotes of code, and nothing else of it."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))

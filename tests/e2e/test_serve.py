@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from rewards.polar.scorer import PolarScorer, open_scorer
 from rewards.polar.types import PolarItem
 from rewards.serve.canary import DEFAULT_CANARY
 from rollouts.models import load_tokenizer
-from tests.e2e.programs import start
+from tests.e2e.programs import finish, start
 from tests.tiny import build_tiny_classifier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -199,3 +200,66 @@ def test_sigterm_under_load(model: Path) -> None:
     assert len(whole) >= 8 and all(len(answer.json()["data"]) == 20 for answer in whole)
     assert all("retry-after" in answer.headers for answer in refused)
     assert len(whole) + len(refused) + got.count(None) == 100
+
+
+def test_replicas_on_ray_answer_together_and_end_on_sigterm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORES_TOKEN", "secret")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start(
+        *("align", "serve", "--ray", "--replicas", "2", "--num-cpus", "0.5", "--port", str(port)),
+        *("--model", str(model), "--backend", "transformers", "--dtype", "float32", "--max-context", str(CONTEXT)),
+        *("--token-env", "SCORES_TOKEN"),
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == f"serving {model} on http://127.0.0.1:{port} from 2 replica(s) (manual: /docs)\n", (
+            first + process.communicate()[1]
+        )
+        assert process.stdout.readline() == f"{model} is ready\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            assert client.post("/v1/score", json={"items": payload(ITEMS)}).status_code == 401
+            client.headers["authorization"] = "Bearer secret"
+            answers = [client.post("/v1/score", json={"items": payload(ITEMS)}).json()["data"] for _ in range(8)]
+            assert all(answer == answers[0] for answer in answers) and all("reward" in row for row in answers[0])
+            refused = client.post("/v1/weights", json={"folder": str(model)})
+            assert refused.status_code == 403 and "one of several replicas" in refused.json()["error"]["message"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(90) == 0, process.communicate()[1]
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert alive == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_file_is_scored_by_the_command_line_here_and_by_a_server(
+    server: Program, model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps(item) + "\n" for item in payload(ITEMS)))
+    here = finish(
+        *("align", "score", str(source), "--model", str(model), "--backend", "transformers"),
+        *("--max-context", str(CONTEXT)),
+    )
+    assert here.returncode == 0, here.stderr
+    assert here.stdout.startswith(f"{len(ITEMS)} items scored, 0 without a score, 0 kept from before: ")
+    there = finish("align", "score", str(source), "--url", server.url, "--out", str(tmp_path / "there.jsonl"))
+    assert there.returncode == 0, there.stderr
+    both = [
+        [json.loads(line)["reward"] for line in path.read_text().splitlines()]
+        for path in (tmp_path / "answers.scores.jsonl", tmp_path / "there.jsonl")
+    ]
+    assert both[0] == pytest.approx(both[1], abs=0.3), "bfloat16 here, float32 there"
+    again = finish("align", "score", str(source), "--url", server.url, "--out", str(tmp_path / "there.jsonl"))
+    assert again.stdout.startswith(f"0 items scored, 0 without a score, {len(ITEMS)} kept from before: ")
+
+
+def test_bad_calls_are_one_line(server: Program, tmp_path: Path) -> None:
+    missing = finish("align", "score", str(tmp_path / "none.jsonl"), "--url", server.url)
+    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1 and "none.jsonl" in missing.stderr
+    unknown = finish("align", "serve", "--model", str(tmp_path / "none"))
+    assert unknown.returncode == 2 and len(unknown.stderr.splitlines()) == 1
