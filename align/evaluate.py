@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.protocols import Evaluator, Metrics
-from align.tracking.intervals import wilson
+from rewards.intervals import wilson
 from rewards.types import ScoreFailure, Scorer
 from rollouts.chat import ChatRenderer
 from rollouts.collector import EngineSupervisor, request_seed, to_completion

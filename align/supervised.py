@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback
 
@@ -13,6 +13,58 @@ from align.protocols import Metrics
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class Training(Protocol):
+    """Settings that all supervised trainings have."""
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def max_grad_norm(self) -> float: ...
+
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+def common_arguments(
+    training: Training, checkpoints: Path, *, lr: float, batch_size: int, micro_batch_size: int, dtype: str, seed: int
+) -> dict[str, Any]:
+    """Arguments for any of TRL's trainers: on the CPU unless there is a GPU, silent, checkpoints in ``checkpoints``.
+
+    Weights are float32; ``dtype`` bfloat16 means mixed precision.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": batch_size // micro_batch_size,
+        "learning_rate": lr,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "seed": seed,
+        "data_seed": seed,
+        "logging_steps": training.log_every,
+        "save_strategy": "steps" if training.checkpoint_every else "no",
+        "save_steps": training.checkpoint_every or 1,
+        # The one before stays until the next is whole: TRL deletes before our state file is written.
+        "save_total_limit": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 @dataclass(slots=True)

@@ -1,31 +1,21 @@
-"""Questions to a judgement server over HTTP: batches, deadlines, retries. Shared by remote scorers and judges."""
+"""Questions to a judgement server over HTTP, in batches that are answered item by item."""
 
 import json
-import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
-
-import httpx
+from typing import Any, Literal
 
 from rewards.errors import RewardError
+from rewards.failures import bearer
+from rewards.transport import Deadline, Patience, Transport
 from rewards.types import Score, ScoreFailure
-
-_BUSY = (429, 503)
-"""Statuses whose ``Retry-After`` counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
-    """Where a server is and how patiently it is asked.
+    """Where a server is and how patiently it is asked (:class:`rewards.transport.Patience`).
 
-    ``timeout_s`` bounds connecting and every silence, and an answer that still drips after it is given up. A try that
-    fails is repeated ``retries`` times; the pause before is ``backoff_s``, doubled each time up to ``max_wait_s``, or
-    what the server asks for in ``Retry-After``. A server that asks for more than ``max_wait_s`` is given up.
     ``batch_size`` items go into one request. ``token_env`` names the environment variable that holds the bearer token;
     None sends none.
     """
@@ -38,13 +28,41 @@ class EndpointConfig:
     batch_size: int = 64
     token_env: str | None = None
 
+    def patience(self) -> Patience:
+        """How patiently; :class:`RewardError` where a value has no meaning."""
+        if self.batch_size <= 0:
+            raise RewardError(f"{self.url}: batch_size must be above 0")
+        return Patience(self.timeout_s, self.retries, self.backoff_s, self.max_wait_s).checked(self.url)
 
-@dataclass(frozen=True, slots=True)
-class _Repeatable:
-    """A try that failed, but may not fail again; ``wait_s`` is the server's own wish."""
 
-    reason: str
-    wait_s: float | None = None
+class Body:
+    """An answer that is read as a whole; implements :class:`rewards.transport.Exchange`."""
+
+    def __init__(self, method: Literal["GET", "POST"], content: bytes = b"") -> None:
+        self.method: Literal["GET", "POST"] = method
+        self.headers: Mapping[str, str] = {"content-type": "application/json"} if method == "POST" else {}
+        self._content = content
+        self._chunks: list[bytes] = []
+
+    def content(self) -> bytes:
+        return self._content
+
+    def begin(self, content_type: str) -> None:
+        self._chunks.clear()
+
+    def feed(self, chunk: bytes) -> bool:
+        self._chunks.append(chunk)
+        return False
+
+    def end(self) -> None:
+        """There is nothing more to do."""
+
+    def complete(self) -> bool:
+        return False
+
+    @property
+    def answer(self) -> bytes:
+        return b"".join(self._chunks)
 
 
 class Endpoint:
@@ -56,14 +74,9 @@ class Endpoint:
     """
 
     def __init__(self, config: EndpointConfig, sleep: Callable[[float], None] = time.sleep) -> None:
-        if not config.url.startswith(("http://", "https://")):
-            raise RewardError(f"endpoint {config.url!r} must start with http:// or https://")
-        if min(config.timeout_s, config.batch_size) <= 0 or min(config.retries, config.backoff_s) < 0:
-            raise RewardError(f"endpoint {config.url}: timeout_s and batch_size must be above 0, the rest at least 0")
+        check_url(config.url)
         self._config = config
-        self._sleep = sleep
-        self._jitter = random.Random()
-        self._client = httpx.Client(timeout=config.timeout_s, headers=_headers(config))
+        self._transport = Transport(config.patience(), bearer(config.url, config.token_env), sleep)
 
     def ask(self, items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | ScoreFailure]:
         """The server's answer to each item: an object without ``error``, or a failure with a reason."""
@@ -76,12 +89,14 @@ class Endpoint:
 
     def close(self) -> None:
         """Gives the connections back."""
-        self._client.close()
+        self._transport.close()
 
     def _batch(self, items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | ScoreFailure]:
-        body = self._post(json.dumps({"items": list(items)}).encode())
+        body = Body("POST", json.dumps({"items": list(items)}).encode())
+        for _ in self._transport.run(self._config.url, body, Deadline(None)):
+            pass
         try:
-            answer = json.loads(body)
+            answer = json.loads(body.answer)
         except (ValueError, RecursionError):
             return [self._failure("answered with something that is not JSON")] * len(items)
         answers = answer.get("items") if isinstance(answer, dict) else None
@@ -107,91 +122,8 @@ class Endpoint:
     def _failure(self, what: str) -> ScoreFailure:
         return ScoreFailure(f"{self._config.url} {what}")
 
-    def _post(self, content: bytes) -> bytes:
-        """The body of a 2xx answer, after as many tries as are allowed."""
-        config = self._config
-        for attempt in range(config.retries):
-            result = self._try(content)
-            if isinstance(result, bytes):
-                return result
-            self._sleep(self._pause(attempt, result))
-        result = self._try(content)
-        if isinstance(result, bytes):
-            return result
-        raise RewardError(
-            f"{config.url} {result.reason}, also at the last of {config.retries + 1} tries: "
-            "check that the server runs and that the URL is right"
-        )
 
-    def _pause(self, attempt: int, failed: _Repeatable) -> float:
-        """Seconds before the next try."""
-        config = self._config
-        # A random part keeps runs that share a server from coming back all at once.
-        pause = min(config.backoff_s * 2.0 ** min(attempt, 30), config.max_wait_s) * self._jitter.uniform(0.5, 1)
-        wait = failed.wait_s or 0.0
-        if wait > config.max_wait_s:
-            raise RewardError(
-                f"{config.url} {failed.reason} and asks to wait {wait:.0f} s, longer than max_wait_s "
-                f"({config.max_wait_s:g} s): try again later, or allow it"
-            )
-        return max(pause, wait)
-
-    def _try(self, content: bytes) -> bytes | _Repeatable:
-        deadline = time.monotonic() + self._config.timeout_s
-        try:
-            with self._client.stream("POST", self._config.url, content=content) as response:
-                chunks: list[bytes] = []
-                for chunk in response.iter_bytes():
-                    chunks.append(chunk)
-                    # httpx bounds each silence; a server that drips must not hold the run for ever.
-                    if time.monotonic() > deadline:
-                        return _Repeatable(f"gave no whole answer in {self._config.timeout_s:g} s")
-        except httpx.TimeoutException:
-            return _Repeatable(f"gave no answer in {self._config.timeout_s:g} s")
-        except httpx.DecodingError as error:
-            return _Repeatable(f"sent a broken answer ({error})")
-        except httpx.TransportError as error:
-            return _Repeatable(f"cannot be reached ({error or type(error).__name__})")
-        except httpx.InvalidURL as error:
-            raise RewardError(f"{self._config.url} is not a URL ({error}): correct it") from error
-        return self._body_of(response, b"".join(chunks))
-
-    def _body_of(self, response: httpx.Response, body: bytes) -> bytes | _Repeatable:
-        status = response.status_code
-        if response.is_success:
-            return body
-        if status in (408, 429) or status >= 500:
-            wait = _retry_after(response.headers.get("retry-after")) if status in _BUSY else None
-            return _Repeatable(f"answered {status}", wait)
-        advice = {401: "check the token and token_env", 403: "check the token and token_env", 404: "check the URL"}
-        text = " ".join(body.decode(errors="replace").split())[:200]
-        raise RewardError(
-            f"{self._config.url} answered {status}{f' ({text})' if text else ''}: "
-            f"{advice.get(status, 'the server does not accept such requests')}"
-        )
-
-
-def _headers(config: EndpointConfig) -> dict[str, str]:
-    headers = {"content-type": "application/json"}
-    if config.token_env is not None:
-        token = os.environ.get(config.token_env, "").strip()
-        if not token:
-            raise RewardError(f"endpoint {config.url}: set the environment variable {config.token_env} to its token")
-        if not (token.isascii() and token.isprintable()):
-            raise RewardError(f"endpoint {config.url}: the token in {config.token_env} cannot stand in a header")
-        headers["authorization"] = f"Bearer {token}"
-    return headers
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait: the header holds a number of them, or a date (RFC 9110, section 10.2.3)."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    # A date without a zone is in GMT, like all of HTTP's.
-    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
+def check_url(url: str) -> None:
+    """:class:`RewardError` where no request can go to ``url``."""
+    if not url.startswith(("http://", "https://")):
+        raise RewardError(f"endpoint {url!r} must start with http:// or https://")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollouts.chat import ChatRenderer
-from rollouts.engines.base import Engine, EngineError, Request, Sample, SamplingParams
+from rollouts.engines.base import Engine, Request, Sample, SamplingParams
+from rollouts.engines.recovery import RETRIES, call_again
 from rollouts.plain import completion_from, plain_completion
 from rollouts.prompts import PromptError, PromptStream
 from rollouts.types import Completion, Finish, Origin, Prompt, Rollout, WeightUpdate
@@ -40,34 +41,31 @@ class EngineSupervisor:
     request carries its seed the repeated call gives the samples that the first would have given.
     """
 
-    def __init__(self, engine: Engine, recoverable: tuple[type[Exception], ...], retries: int = 2) -> None:
+    def __init__(self, engine: Engine, recoverable: tuple[type[Exception], ...], retries: int = RETRIES) -> None:
         self.engine = engine
         self.recoveries = 0
-        self._recoverable: tuple[type[Exception], ...] = (EngineError, *recoverable)
+        self._recoverable = recoverable
         self._retries = retries
         self._current: WeightUpdate | None = None
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Sample]]:
-        return self._supervised(lambda: self.engine.generate(requests, params), restore=True)
+        def call(attempt: int) -> list[list[Sample]]:
+            if attempt and self._current is not None:
+                self.engine.load_weights(self._current)
+            return self.engine.generate(requests, params)
+
+        return self._supervised(call)
 
     def load(self, update: WeightUpdate) -> Mapping[str, float]:
-        metrics = self._supervised(lambda: self.engine.load_weights(update), restore=False)
+        metrics = self._supervised(lambda _: self.engine.load_weights(update))
         self._current = update
         return metrics
 
-    def _supervised(self, call: Callable[[], T], *, restore: bool) -> T:
-        for attempt in range(self._retries + 1):
-            try:
-                if attempt and restore and self._current is not None:
-                    self.engine.load_weights(self._current)
-                return call()
-            except self._recoverable as error:
-                if attempt == self._retries:
-                    raise
-                self.recoveries += 1
-                if isinstance(error, EngineError):
-                    self.engine.rebuild()
-        raise AssertionError("unreachable")
+    def _supervised(self, call: Callable[[int], T]) -> T:
+        return call_again(call, self.engine, self._recoverable, retries=self._retries, on_failure=self._count_recovery)
+
+    def _count_recovery(self) -> None:
+        self.recoveries += 1
 
 
 class TextCollector:

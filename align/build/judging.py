@@ -10,9 +10,7 @@ from align.build.hosting import host_reward
 from align.recipe import PreferenceRecipe
 from align.recipe.judgement import CheckedReward, PolarReward
 from rewards.checked_scorer import CheckedScorer
-from rollouts.engines.base import EngineError
-
-RETRIES = 2
+from rollouts.engines.recovery import call_again
 
 
 class Judging:
@@ -70,18 +68,10 @@ class Supervised:
 
     def __init__(self, part: Any, recoverable: tuple[type[Exception], ...]) -> None:
         self._part = part
-        self._recoverable: tuple[type[Exception], ...] = (EngineError, *recoverable)
+        self._recoverable = recoverable
 
     def score_items(self, items: Sequence[Any]) -> Any:
-        for attempt in range(RETRIES + 1):
-            try:
-                return self._part.score_items(items)
-            except self._recoverable as error:
-                if attempt == RETRIES:
-                    raise
-                if isinstance(error, EngineError):
-                    self._part.rebuild()
-        raise AssertionError("unreachable")
+        return call_again(lambda _: self._part.score_items(items), self._part, self._recoverable)
 
 
 def polar_factory(reward: PolarReward, folder: Path) -> Callable[[], Any]:

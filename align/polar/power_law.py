@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.tracking.intervals import T95, Z95
+from align.tracking.intervals import T95
+from rewards.intervals import Z95
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from align.learners.adapters import AdapterConfig, check_targets, to_peft
 from align.polar.config import PolarTraining
 from align.polar.hyperparameters import suggest_batch, suggest_lr
 from align.polar.pairs import Pairs, training_order
+from align.supervised import common_arguments
 from rewards.polar.encoding import SCORE_TOKEN, SEPARATOR
 from rewards.polar.model import PolarSettings, load_polar, save_polar
 from rewards.polar.shipped import describe
@@ -119,35 +120,25 @@ def build_trainer(
     from trl.trainer.reward_trainer import RewardTrainer
 
     args = RewardConfig(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
+        **common_arguments(
+            config,
+            checkpoints,
+            lr=plan.lr,
+            batch_size=plan.batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            dtype=config.dtype,
+            seed=config.seed,
+        ),
         num_train_epochs=1,
         train_sampling_strategy="sequential",
-        learning_rate=plan.lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
         warmup_steps=math.ceil(config.warmup_ratio * plan.steps),
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
         max_length=None,
         # Models without dropout are what we train; TRL would switch off an adapter's too.
         disable_dropout=not (config.lora and config.lora.dropout),
-        gradient_checkpointing=config.gradient_checkpointing,
-        bf16=config.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=config.log_every,
-        save_strategy="steps" if config.checkpoint_every else "no",
-        save_steps=config.checkpoint_every or 1,
-        # The one before stays until the next is whole: TRL deletes before our state file is written.
-        save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,
     )
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(model_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.polar.pairs import Ids, Pairs
-from align.tracking.intervals import wilson
+from rewards.intervals import wilson
 
 if TYPE_CHECKING:
     import torch

@@ -47,7 +47,7 @@ class Endpoint(Section):
 
 
 class RemoteReward(Endpoint):
-    """A reward server: `{"items": [{"prompt", "output", "reference"}]}` is answered by a reward for each."""
+    """A reward server that speaks the contract of `align serve`; `url` is its root."""
 
     type: Literal["remote"]
     """A reward server."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align.learners.adapters import check_targets, to_peft
 from align.sft.config import SFTRun
 from align.sft.records import Record, check_lengths, fit_template
+from align.supervised import common_arguments
 from rollouts.models import load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
@@ -45,30 +46,20 @@ def build_trainer(
     fitted = fit_template(records, tokenizer)
     check_lengths(fitted, tokenizer, sft.max_length)
     args = SFTConfig(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=sft.micro_batch_size,
-        gradient_accumulation_steps=sft.batch_size // sft.micro_batch_size,
+        **common_arguments(
+            sft,
+            checkpoints,
+            lr=sft.lr,
+            batch_size=sft.batch_size,
+            micro_batch_size=sft.micro_batch_size,
+            dtype=run.dtype,
+            seed=run.seed,
+        ),
         num_train_epochs=sft.epochs,
-        learning_rate=sft.lr,
         lr_scheduler_type="constant_with_warmup" if sft.decay == "constant" else sft.decay,
         warmup_steps=sft.warmup_steps,
-        weight_decay=sft.weight_decay,
-        max_grad_norm=sft.max_grad_norm,
         max_length=sft.max_length,
         completion_only_loss=True,
-        gradient_checkpointing=sft.gradient_checkpointing,
-        bf16=run.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=run.seed,
-        data_seed=run.seed,
-        logging_steps=sft.log_every,
-        save_strategy="steps" if sft.checkpoint_every else "no",
-        save_steps=sft.checkpoint_every or 1,
-        # The one before stays until the next is whole: TRL deletes before our state file is written.
-        save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,
     )
     datasets.disable_progress_bars()
     model = load_causal_lm(model_path, torch.float32)

@@ -13,7 +13,7 @@ from align.theory.bandit import BanditResult
 from align.theory.sequences import ARMS, SequencesResult
 from align.theory.two_arms import Floats
 from align.tracking.curves import INK, STYLE
-from align.tracking.intervals import Z95, wilson
+from rewards.intervals import Z95, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

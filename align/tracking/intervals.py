@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-Z95 = 1.959963984540054
+from rewards.intervals import Z95
+
 # Student's t, 97.5% quantile, by degrees of freedom 1 to 30.
 T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -22,22 +23,6 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / freedom)
     half = (T95[freedom - 1] if freedom <= len(T95) else Z95) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a share: unlike the normal one it stays inside 0..1 and has width at 0 and 1.
-
-    ``successes`` may be fractional, where problems are scored by the mean of several samples; the interval is then
-    too wide rather than too narrow, since such means vary less than single answers.
-    """
-    if trials <= 0:
-        raise ValueError("an accuracy needs at least one problem")
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} of {trials} problems cannot be right")
-    share, z2 = successes / trials, Z95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def accuracy_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:

@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from align.tracking.curves import CURVES_FILE, plot, plot_run
-from align.tracking.intervals import accuracy_difference, wilson
+from align.tracking.intervals import accuracy_difference
 from align.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
 from align.tracking.logs import LOG_FILE
 from align.tracking.text import clean, duration, number
 from align.tracking.watch import WATCH_FILE
+from rewards.intervals import wilson
 
-__all__ = ["Outcome", "accuracy_difference", "plot", "plot_run", "summary", "wilson"]
+__all__ = ["Outcome", "accuracy_difference", "plot", "plot_run", "summary"]
 
 SUMMARY_JSON, SUMMARY_TEXT = "summary.json", "summary.md"
 FILES = {

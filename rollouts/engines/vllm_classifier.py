@@ -12,15 +12,7 @@ from rollouts.engines.classifier import Logit
 from rollouts.engines.probe import Life, check_sequences, check_tokens, one_line
 from rollouts.engines.scalar_head import read_head
 from rollouts.engines.sharing import distinct
-from rollouts.engines.vllm_process import (
-    BLOCK,
-    building,
-    clean_up,
-    no_compilation,
-    reset_prefix_cache,
-    shut_down,
-    start,
-)
+from rollouts.engines.vllm_process import BLOCK, VLLMProcess, no_compilation, reset_prefix_cache
 from rollouts.memory import return_freed_memory
 
 if TYPE_CHECKING:
@@ -65,11 +57,9 @@ class VLLMClassifier:
             raise ValueError(f"max_context must be at least 1 token, not {max_context}")
         self._folder = Path(model_path)
         self._max_context = max_context
-        self._threads = threads or len(os.sched_getaffinity(0))
         self._keep_prefixes = keep_prefixes
-        self._on_gpu = torch.cuda.is_available()
         self._life = Life()
-        self._arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": str(self._folder),
             "runner": "pooling",
             "dtype": dtype,
@@ -86,10 +76,10 @@ class VLLMClassifier:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "gpu_memory_utilization": gpu_memory_utilization,
-            **({} if self._on_gpu else {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}),
+            **({} if torch.cuda.is_available() else {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}),
         }
-        self._llm: LLM | None = None
-        self._build()
+        self._process = VLLMProcess(self._folder, arguments, threads or len(os.sched_getaffinity(0)), self._prepare)
+        self._start()
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[Logit]:
         """See :class:`rollouts.engines.classifier.Classifier`."""
@@ -113,36 +103,23 @@ class VLLMClassifier:
 
     def rebuild(self) -> None:
         """See :class:`rollouts.engines.classifier.Classifier`."""
-        self._dispose()
-        self._build()
+        self._start()
         self._life.revive()
 
     def close(self) -> None:
         """See :class:`rollouts.engines.classifier.Classifier`."""
-        self._dispose()
+        self._process.end()
         self._life.kill("it was closed")
 
-    def _build(self) -> None:
+    def _start(self) -> None:
         read_head(self._folder)  # vLLM serves a model without one all the same
-        with building(self._threads, self._on_gpu):
-            try:
-                self._llm = start(self._arguments)
-                self._vocabulary: int = self._llm.model_config.get_vocab_size()
-            except Exception as error:
-                self._dispose()
-                raise EngineError(f"vLLM cannot serve '{self._folder}': {one_line(error)}") from error
+        self._process.start()
 
-    def _dispose(self) -> None:
-        if self._llm is None:
-            return
-        shut_down(self._llm)
-        self._llm = None
-        clean_up()
+    def _prepare(self, llm: "LLM") -> None:
+        self._vocabulary: int = llm.model_config.get_vocab_size()
 
     def _engine(self) -> "LLM":
-        if self._llm is None:
-            raise EngineError("the classifier was closed; build a new one")
-        return self._llm
+        return self._process.llm
 
     def _run(self, sequences: Sequence[list[int]]) -> list[Any]:
         from vllm import PoolingParams

@@ -16,16 +16,8 @@ import torch
 
 from rollouts.engines.base import EngineError, Request, Sample, SamplingParams
 from rollouts.engines.probe import SyncGuard, check_requests, check_sequences, one_line
-from rollouts.engines.vllm_process import (
-    BLOCK,
-    building,
-    clean_up,
-    no_compilation,
-    reset_prefix_cache,
-    shut_down,
-    start,
-)
-from rollouts.engines.vllm_weights import receive_live, register, require_backend
+from rollouts.engines.vllm_process import BLOCK, VLLMProcess, no_compilation, reset_prefix_cache
+from rollouts.engines.vllm_weights import receive_live, require_backend
 from rollouts.memory import return_freed_memory
 from rollouts.types import Finish, WeightUpdate
 
@@ -70,12 +62,11 @@ class VLLMEngine:
         self._folder = Path(model_path)
         self._max_context = max_context
         self._weight_transfer = weight_transfer
-        self._threads = threads or len(os.sched_getaffinity(0))
         self._on_gpu = torch.cuda.is_available()
         self._guard = SyncGuard(probe_tolerance)
         # Two blocks and one token: a cache that outlived its weights shows as tokens that need not be computed.
         self._canary = tuple(1 + i % 7 for i in range(min(2, (max_context - 2) // BLOCK) * BLOCK + 1))
-        self._arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": str(self._folder),
             "skip_tokenizer_init": True,
             "dtype": dtype,
@@ -97,8 +88,8 @@ class VLLMEngine:
             "gpu_memory_utilization": gpu_memory_utilization,
             **({} if self._on_gpu else {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}),
         }
-        self._llm: LLM | None = None
-        self._build()
+        self._process = VLLMProcess(self._folder, arguments, threads or len(os.sched_getaffinity(0)), self._prepare)
+        self._process.start()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Sample]]:
         """See :class:`rollouts.engines.base.Engine`. Seeds lie in [0, 2**63)."""
@@ -140,39 +131,22 @@ class VLLMEngine:
 
     def rebuild(self) -> None:
         """See :class:`rollouts.engines.base.Engine`."""
-        self._dispose()
-        self._build()
+        self._process.start()
         self._guard.revive()
 
     def close(self) -> None:
         """See :class:`rollouts.engines.base.Engine`."""
-        self._dispose()
+        self._process.end()
         self._guard.kill("it was closed")
 
-    def _build(self) -> None:
-        with building(self._threads, self._on_gpu):
-            try:
-                register()
-                self._llm = start(self._arguments)
-                if not self._on_gpu:
-                    self._llm.collective_rpc("polestar_use_cdf_sampler")
-                if self._weight_transfer == "shm":
-                    self._llm.init_weight_transfer_engine({"init_info": {"folder": str(self._folder)}})
-            except Exception as error:
-                self._dispose()
-                raise EngineError(f"vLLM cannot serve '{self._folder}': {one_line(error)}") from error
-
-    def _dispose(self) -> None:
-        if self._llm is None:
-            return
-        shut_down(self._llm)
-        self._llm = None
-        clean_up()
+    def _prepare(self, llm: "LLM") -> None:
+        if not self._on_gpu:
+            llm.collective_rpc("polestar_use_cdf_sampler")
+        if self._weight_transfer == "shm":
+            llm.init_weight_transfer_engine({"init_info": {"folder": str(self._folder)}})
 
     def _engine(self) -> "LLM":
-        if self._llm is None:
-            raise EngineError("the engine was closed; build a new one")
-        return self._llm
+        return self._process.llm
 
     def _transfer(self, update: WeightUpdate) -> None:
         llm = self._engine()

@@ -4,14 +4,17 @@ import gc
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 from rollouts.engines.base import EngineError
+from rollouts.engines.probe import one_line
+from rollouts.engines.vllm_weights import register
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -21,35 +24,74 @@ BLOCK: Final = 32  # tokens in a block of the prefix cache; the smallest that vL
 _living = 0  # engines of this process; they share vLLM's process group
 
 
-@contextmanager
-def building(threads: int, on_gpu: bool) -> Iterator[None]:
-    """Where an engine is built: it computes with ``threads``, and the process is otherwise left as it was."""
-    with _untouched_process(), no_compilation():
-        os.environ.update(_environment(on_gpu))
-        torch.set_num_threads(threads)
-        yield
-    torch.set_num_threads(threads)
+class VLLMProcess:
+    """One ``vllm.LLM``, which can be ended and started again from the same ``arguments``.
+
+    It computes with ``threads``, and starting it leaves the process otherwise as it was. ``prepare`` is called with
+    every engine that starts. Everything that vLLM raises at that becomes :class:`EngineError`.
+    """
+
+    def __init__(
+        self, folder: Path, arguments: Mapping[str, Any], threads: int, prepare: Callable[["LLM"], None]
+    ) -> None:
+        self.arguments = dict(arguments)
+        self._folder, self._threads, self._prepare = folder, threads, prepare
+        self._llm: LLM | None = None
+
+    @property
+    def llm(self) -> "LLM":
+        """The engine that runs; :class:`EngineError` when it was ended."""
+        if self._llm is None:
+            raise EngineError("the engine was closed; build a new one")
+        return self._llm
+
+    def start(self) -> None:
+        """Starts the engine; one that runs is ended first."""
+        self.end()
+        with self._building():
+            try:
+                self._llm = _start(self.arguments)
+                self._prepare(self._llm)
+            except Exception as error:
+                self.end()
+                raise EngineError(f"vLLM cannot serve '{self._folder}': {one_line(error)}") from error
+
+    def end(self) -> None:
+        """Ends the engine, if there is one, and frees what it held."""
+        if self._llm is None:
+            return
+        _shut_down(self._llm)
+        self._llm = None
+        _clean_up()
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        with _untouched_process(), no_compilation():
+            os.environ.update(_environment())
+            torch.set_num_threads(self._threads)
+            yield
+        torch.set_num_threads(self._threads)
 
 
-def start(arguments: Mapping[str, Any]) -> "LLM":
-    """A running ``vllm.LLM``; inside :func:`building` only. End it with :func:`shut_down` and :func:`clean_up`."""
+def _start(arguments: Mapping[str, Any]) -> "LLM":
     global _living
     from vllm import LLM
 
+    register()
     llm = LLM(**arguments)
     _living += 1
     return llm
 
 
-def shut_down(llm: "LLM") -> None:
-    """Ends the engine; then drop every reference to ``llm`` and call :func:`clean_up`."""
+def _shut_down(llm: "LLM") -> None:
+    """Ends the engine; every reference to ``llm`` must go before :func:`_clean_up`."""
     global _living
     _living -= 1
     with _kept_process_group():
         llm.llm_engine.engine_core.shutdown()
 
 
-def clean_up() -> None:
+def _clean_up() -> None:
     """Frees what ended engines held; with the last of them also vLLM's process group, which the living still use."""
     gc.collect()
     if _living == 0:
@@ -85,14 +127,14 @@ def no_compilation() -> Iterator[None]:
         yield
 
 
-def _environment(on_gpu: bool) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     chosen = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: nothing but our calls decides what is batched
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    if not on_gpu:
+    if not torch.cuda.is_available():
         chosen["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner whose sampler polestar_use_cdf_sampler replaces
     # vLLM's loggers pass to whatever handlers the program has; set it to 1 to see them on the console.
     defaults = {"VLLM_CONFIGURE_LOGGING": "0"}

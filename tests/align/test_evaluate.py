@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from align.evaluate import TextEvaluator
-from align.tracking.intervals import wilson
+from rewards.intervals import wilson
 from rewards.types import Score, ScoreFailure
 from rollouts.chat import ChatRenderer
 from rollouts.collector import EngineSupervisor

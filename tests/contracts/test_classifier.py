@@ -278,7 +278,7 @@ class TestVLLM:
     def test_long_sequences_in_pieces_give_the_same(
         self, vllm: VLLMClassifier, reference: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(vllm._arguments, "max_num_batched_tokens", 48)
+        monkeypatch.setitem(vllm._process.arguments, "max_num_batched_tokens", 48)
         vllm.rebuild()
         sequences = [*GROUP, *LONERS]
         assert _values(vllm.logits(sequences)) == pytest.approx(_plain(reference, sequences), abs=TOLERANCE["vllm"])

@@ -1,4 +1,4 @@
-"""What every judge of pairs promises; then what can happen to those, and to scorers, that live behind HTTP."""
+"""What every judge of pairs promises; then what can happen to those that live behind HTTP."""
 
 import json
 import math
@@ -15,9 +15,8 @@ import pytest
 from rewards.endpoint import EndpointConfig
 from rewards.errors import RewardError
 from rewards.judges import BothOrders, CallableJudge, JudgeItem, PairJudge, RemoteJudge
-from rewards.remote import RemoteScorer
-from rewards.types import ScoreFailure, Scorer
-from rollouts.types import Completion, Finish, Message, Origin, Prompt, Rollout
+from rewards.types import ScoreFailure
+from rollouts.types import Completion, Finish, Message, Origin, Prompt
 
 ANSWERS = {"none": None, "nan": math.nan, "inf": math.inf, "above": 1.5, "below": -0.25, "word": "0.5", "list": [0.5]}
 """What a judge that is not well answers, by the first completion that makes it so."""
@@ -85,12 +84,8 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dic
 def right(handler: BaseHTTPRequestHandler, items: list[dict[str, Any]]) -> None:
     answers: list[Any] = []
     for item in items:
-        key, value = "reward", item.get("output")
-        if "first" in item:
-            key, value = "probability", better(item["prompt"], item["first"], item["second"])
-        else:
-            value = ANSWERS[item["output"]] if item["output"] in ANSWERS else float(len(item["output"]))
-        answers.append({"error": "cannot tell"} if value is None else {key: value})
+        value = better(item["prompt"], item["first"], item["second"])
+        answers.append({"error": "cannot tell"} if value is None else {"probability": value})
     send(handler, 200, json.dumps({"items": answers}).encode())
 
 
@@ -359,41 +354,3 @@ def test_settings_without_a_meaning_are_refused(config: dict[str, Any]) -> None:
 def test_a_url_without_a_scheme_is_refused() -> None:
     with pytest.raises(RewardError, match="must start with http:// or https://"):
         Asked("127.0.0.1:8000/judge")
-
-
-# The same endpoint under a scorer.
-
-
-def test_a_remote_scorer_scores_every_completion_in_its_place(server: Server) -> None:
-    remote = RemoteScorer(EndpointConfig(server.url, batch_size=2))
-    assert isinstance(remote, Scorer)
-    chat = (Message("system", "s"), Message("user", "q"))
-    rollouts = [
-        Rollout(Prompt("a", (Message("user", "q"),), "worked"), (1,), (completion("x"), completion("xxx"))),
-        Rollout(Prompt("b", chat), (1,), ()),
-        Rollout(Prompt("c", chat), (1,), (completion("xx"), completion("none"), completion("nan"))),
-    ]
-    first, second, (number, refused, nan) = remote.score(rollouts)
-    assert (first, second, number) == ([1.0, 3.0], [], 2.0)
-    assert isinstance(refused, ScoreFailure) and "cannot tell" in refused.reason
-    assert isinstance(nan, ScoreFailure) and "not a finite number" in nan.reason
-    sent = [each for _, items in server.requests for each in items]
-    assert sent[0] == {"prompt": "q", "output": "x", "reference": "worked"}
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    assert sent[2] == {"prompt": messages, "output": "xx", "reference": None}
-
-
-def test_a_remote_score_may_be_any_finite_number(server: Server) -> None:
-    server.script = [answer(b'{"items": [{"reward": -12.5}]}')]
-    remote = RemoteScorer(EndpointConfig(server.url))
-    rollout = Rollout(Prompt("a", (Message("user", "q"),)), (1,), (completion("x"),))
-    assert remote.score([rollout]) == [[-12.5]]
-    remote.close()
-
-
-def test_a_dead_scorer_is_one_error(server: Server) -> None:
-    server.script = [status(500)] * 2
-    remote = RemoteScorer(EndpointConfig(server.url, retries=1), sleep=lambda seconds: None)
-    with pytest.raises(RewardError, match="answered 500, also at the last of 2 tries"):
-        remote.score([Rollout(Prompt("a", (Message("user", "q"),)), (1,), (completion("x"),))])
-    remote.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rewards.intervals import wilson
 from rewards.polar.types import PolarError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ Embedder = Callable[[Sequence[str]], "np.ndarray[Any, Any]"]
 
 Lengths = tuple[int, int, int]
 """Of reference, chosen and rejected, in tokens."""
-
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,8 @@ def accuracy(margins: Iterable[float]) -> Accuracy | None:
     values = list(margins)
     if not values:
         return None
-    n = len(values)
-    share, z2 = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in values) / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
-    return Accuracy(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    right = math.fsum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in values)
+    return Accuracy(right / len(values), *wilson(right, len(values)), len(values))
 
 
 def length_rules(lengths: Sequence[Lengths]) -> dict[str, Accuracy]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from align.build.judging import RETRIES, Judging, Supervised
+from align.build.judging import Judging, Supervised
 from align.recipe.load import load
 from rewards.checked_scorer import CheckedScorer
 from rewards.polar.reward import PolarReward
 from rewards.polar.types import PolarError
 from rewards.types import MeteredScorer
 from rollouts.engines.base import EngineError
+from rollouts.engines.recovery import RETRIES
 from tests.tiny import build_tiny_classifier
 
 SMOKE = Path(__file__).resolve().parents[3] / "recipes" / "smoke" / "xpo_tiny.yaml"

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.tracking.intervals import accuracy_difference, over_seeds, wilson
+from align.tracking.intervals import accuracy_difference, over_seeds
+from rewards.intervals import wilson
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=60)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from align.tracking.report import Outcome, summary, wilson
+from align.tracking.report import Outcome, summary
+from rewards.intervals import wilson
 
 BEFORE = [1.0] * 4 + [0.0] * 16
 AFTER = [1.0] * 14 + [0.0] * 6

@@ -311,8 +311,8 @@ class TestOpening:
             expected = [number(score) for score in plain.score_items(ITEMS)]
             assert found == pytest.approx(expected, abs=1e-3 if dtype == "float32" else 0.5)
             engine: Any = scorer._classifier
-            encode = engine._llm.encode
-            monkeypatch.setattr(engine._llm, "encode", lambda ids, _, **rest: encode(ids, **rest))
+            encode = engine._engine().encode
+            monkeypatch.setattr(engine._engine(), "encode", lambda ids, _, **rest: encode(ids, **rest))
             with pytest.raises(PolarError, match=r"returns sigmoid\(logit\)"):
                 scorer.probe(tiny_classifier, 0.05)
             assert isinstance(engine, VLLMClassifier)

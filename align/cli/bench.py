@@ -1,0 +1,66 @@
+"""``align bench``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.cli.command import DEMO_MODEL, ROOT, Overrides, command
+from align.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Measurements.")
+
+
+@app.command("step")
+@command
+def bench_step(
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "bench" / "step.yaml",
+    overrides: Overrides = None,
+) -> int:
+    """Measure the phases of one training step."""
+    from align.recipe.load import load
+
+    resolved = load(recipe, overrides or [])
+    if resolved.kind != "preference":
+        raise UserError(f"{recipe}: is a recipe of kind '{resolved.kind}'; a step is measured of kind 'preference'")
+    from align.bench.step import main as measure
+
+    return measure(resolved, recipe, overrides or [])
+
+
+@app.command("score")
+@command
+def bench_score(
+    model: Annotated[str, typer.Option(help="A POLAR model, or a backbone that gets a random head.")] = DEMO_MODEL,
+    repeats: Annotated[int, typer.Option(help="Measured passes of each form.")] = 3,
+) -> int:
+    """Measure scoring: groups that share prompt and reference, with and without prefix reuse, and a plain loop."""
+    from align.bench.score import main as measure
+
+    return measure(model, repeats)
+
+
+@app.command("serve")
+@command
+def bench_serve(
+    model: Annotated[str, typer.Option(help="A POLAR model, or a backbone that gets a random head.")] = DEMO_MODEL,
+    items: Annotated[int, typer.Option(help="Least items of one measurement.")] = 64,
+    concurrency: Annotated[list[int] | None, typer.Option(help="Clients at once; repeat it. 1, 8, 64.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements of each arm.")] = 1,
+) -> int:
+    """Load a server with groups that share a reference: items a second and latencies, beside vLLM's own server."""
+    from align.bench.serve import main as measure
+
+    return measure(model, items, concurrency or (1, 8, 64), repeats)
+
+
+@app.command("logps")
+@command
+def bench_logps(
+    model: Annotated[str, typer.Option(help="The model, by any name that recipes know.")] = DEMO_MODEL,
+    repeats: Annotated[int, typer.Option(help="Measured passes of each form.")] = 5,
+) -> int:
+    """Measure log-probabilities without the logits of a whole batch against the plain form: time and memory."""
+    from align.bench.logps import main as measure
+
+    return measure(model, repeats)

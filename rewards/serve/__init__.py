@@ -1,0 +1,1 @@
+"""Scores over HTTP: a service that batches, the app around it, and its clients."""
