@@ -140,9 +140,9 @@ def _buffer(number: int, episode: Episode) -> Any:
         seed=seed if isinstance(seed, int) else None,
         observations=dict(episode.observations),
         actions=episode.actions,
-        rewards=episode.rewards,  # type: ignore[arg-type]  # Minari means any sequence
-        terminations=ends & episode.terminated,  # type: ignore[arg-type]
-        truncations=ends & episode.truncated,  # type: ignore[arg-type]
+        rewards=episode.rewards,
+        terminations=ends & episode.terminated,
+        truncations=ends & episode.truncated,
         # Lists of numbers: an array of one dimension is what Minari's Arrow storage writes, and cannot read.
         infos={
             SUCCESS: [np.False_, *episode.success],

@@ -108,7 +108,7 @@ def read_episodes(
     """The episodes of a store in the order in which they were written, a few in memory at a time.
 
     ``tasks`` and ``sources`` (names of tasks, sources) leave the others out; ``keys`` are the observations to read, all
-    by default: without pictures a store is read some hundred times as fast. Raises :class:`EpisodeError` at once where
+    by default: without pictures a store is read some forty times as fast. Raises :class:`EpisodeError` at once where
     there is no store, and later where a shard is damaged.
     """
     info = read_info(path)
@@ -235,6 +235,7 @@ def _plain(info: StoreInfo) -> dict[str, Any]:
         "steps": info.steps,
         "image_format": info.image_format,
         "layout": info.layout.plain(),
+        "counts": [asdict(count) for count in info.counts],
         "shards": [asdict(shard) for shard in info.shards],
     }
 

@@ -44,6 +44,13 @@ def test_the_layout_and_the_counts_are_in_the_json(tmp_path: Path) -> None:
     plain = json.loads((tmp_path / INFO).read_text())
     assert (plain["format"], plain["version"], plain["image_format"]) == ("polestar-episodes", 1, "png")
     assert (plain["episodes"], plain["steps"]) == (4, 10)
+    assert plain["counts"][0] == {
+        "task": "open",
+        "instruction": "open it",
+        "source": "demonstration",
+        "episodes": 2,
+        "steps": 7,
+    }
     assert plain["layout"] == {
         "observations": {"image": {"shape": [4, 4, 3], "dtype": "uint8"}, "state": {"shape": [2], "dtype": "float32"}},
         "action": 1,
