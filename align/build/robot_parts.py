@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Instructions = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 
+REPORT = "report"
+"""Folder of the success model's report, inside the model's."""
+
 HAND = (0, 1, 2)
 """Where a Meta-World state has the hand's position."""
 
@@ -120,6 +123,7 @@ def prior_episodes(recipe: RobotRecipe, folder: Path, say: Say) -> list[Episode]
             prior_demonstrations=prior.other_demonstrations,
             horizon=environment.horizon,
             noise=prior.noise,
+            hold=prior.hold,
             image=sees(recipe),
             image_size=environment.image_size,
             repeat=environment.action_repeat if environment.type == "metaworld" else 1,
@@ -158,7 +162,7 @@ def success_model(recipe: RobotRecipe, prior: Sequence[Episode], folder: Path, s
     path = folder / "reward"
     if not (path / SUCCESS_FILE).exists():
         model = _untrained(recipe)
-        fitted = model.fit(frames_of(prior, FrameConfig(positive_frames=section.positive_frames)))
+        fitted = model.fit(frames_of(prior, FrameConfig(section.positive_frames, section.ambiguous_frames)))
         model.save(path)
         for name, value in sorted(fitted.items()):
             if name.endswith(("threshold", "rate")):
@@ -186,7 +190,7 @@ def _untrained(recipe: RobotRecipe) -> Any:
 
 def _report(recipe: RobotRecipe, reward: Reward, path: Path, say: Say) -> None:
     """The success model on scripted attempts that it has not seen, against the simulator's truth; told, not used."""
-    if recipe.environment.type == "gym" or (path / "report.md").exists():
+    if recipe.environment.type == "gym" or (path / REPORT).exists():
         return
     from rewards.success.load import load_model
     from rewards.success.report import judge_episodes, success_report
@@ -218,8 +222,8 @@ def _report(recipe: RobotRecipe, reward: Reward, path: Path, say: Say) -> None:
         {"the run's detector": (reward.detector, reward.boxes)},
         lambda name: model.threshold(next(task for task in env.tasks if task.name == name)),
     )
-    write_report(report, path)
-    say(f"how good the reward is: {path / 'report.md'}")
+    write_report(report, path / REPORT)
+    say(f"how good the reward is: {path / REPORT}")
 
 
 def label_config(recipe: RobotRecipe) -> "SuccessLabelConfig":

@@ -65,6 +65,8 @@ class Prior(Section):
     """Scripted failures of each task: what a reward model must not call a success."""
     noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise on a script's actions, which lie within -1 and 1."""
+    hold: int = Field(default=5, ge=0)
+    """Decisions for which a demonstration goes on after its first success, so that it ends beyond doubt."""
     other_scenes: Annotated[tuple[Pair, ...], Field(strict=False)] = ()
     """Scenes of other tasks, for prior data of many tasks."""
     other_demonstrations: int = Field(default=0, ge=0)
@@ -111,6 +113,8 @@ class BackboneReward(Detection):
     """EfficientNet-Lite0 (extra `robot`), frozen, with a trained head."""
     positive_frames: int = Field(default=3, gt=0)
     """The last so many frames of a demonstration are successes."""
+    ambiguous_frames: int = Field(default=3, ge=0)
+    """The so many before them may be, and are not learnt from."""
 
 
 class VLMReward(Detection):
@@ -126,6 +130,8 @@ class VLMReward(Detection):
     """Rank of the fine-tuned adapter; 0 asks the model as it is."""
     positive_frames: int = Field(default=3, gt=0)
     """The last so many frames of a demonstration are successes."""
+    ambiguous_frames: int = Field(default=3, ge=0)
+    """The so many before them may be, and are not learnt from."""
 
 
 RobotReward = Annotated[TruthReward | BackboneReward | VLMReward, Field(discriminator="type")]

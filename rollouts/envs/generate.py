@@ -35,6 +35,8 @@ class GenerateConfig:
     ``demonstrations`` and ``failures`` count episodes for each task of ``scene``, ``prior_demonstrations`` those for
     each task of the scenes ``prior``, which come as :attr:`rollouts.envs.types.Source.PRIOR`. ``horizon`` is the
     longest attempt, in decisions. ``noise`` is the deviation of what is added to each dimension of an expert's action.
+    A demonstration goes on for ``hold`` decisions after its first success, as a person's would: its last frames then
+    show a task that is done beyond doubt, which is what a success model learns from.
 
     ``chain`` demonstrations follow each other without a reset of the scene, the tasks in turn, so that each begins
     where the last one ended (after an arm's ``home``, where that is set); 1 resets every time. An attempt that is
@@ -55,6 +57,7 @@ class GenerateConfig:
     prior_demonstrations: int = 10
     horizon: int = 80
     noise: float = 0.1
+    hold: int = 0
     chain: int = 1
     home: bool = True
     kinds: tuple[Failure, ...] = FAILURES
@@ -69,7 +72,7 @@ class GenerateConfig:
     image_format: ImageFormat = "png"
 
     def __post_init__(self) -> None:
-        for name in ("demonstrations", "failures", "prior_demonstrations"):
+        for name in ("demonstrations", "failures", "prior_demonstrations", "hold"):
             if getattr(self, name) < 0:
                 raise EpisodeError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("horizon", "chain", "attempts"):
@@ -247,6 +250,7 @@ class _Scene:
             observation,
             seed,
             self._config.horizon,
+            hold=0 if source is Source.FAILURE else self._config.hold,
             scene=self.name,
             kind=kind,
             hard_reset=hard,

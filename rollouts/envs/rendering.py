@@ -1,5 +1,6 @@
 """Pictures of a MuJoCo scene without a screen: small and fast for policies, large and fine for people."""
 
+import contextlib
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,11 @@ from typing import Any
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+# Mesa's software renderer brings an LLVM along. Triton, which torch and transformers import when they please, has
+# another, finds the wrong symbols if it comes second, and takes the process down.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 SHAPES, LOOKS, ARM = 0, 1, 5
 """Groups of geoms: plain shapes that are drawn as they are, meshes, and the robot's arm (see :func:`set_apart`).

@@ -55,8 +55,13 @@ class Acting:
         self.detector.reset(named(self.env.tasks, task))
         return self.detector.detect(observation).success
 
-    def attempt(self, id: str, task: Task, first: Observation, seed: int, max_steps: int, **metadata: Any) -> Attempt:
-        """One attempt at ``task`` from ``first``, what the environment shows now; ``seed`` is the policy's."""
+    def attempt(
+        self, id: str, task: Task, first: Observation, seed: int, max_steps: int, hold: int = 0, **metadata: Any
+    ) -> Attempt:
+        """One attempt at ``task`` from ``first``, what the environment shows now; ``seed`` is the policy's.
+
+        It goes on for ``hold`` decisions after a success, and counts only if it is one at its end.
+        """
         self.policy.reset(seed)
         if self.detector is not None:
             self.detector.reset(task)
@@ -65,7 +70,8 @@ class Acting:
         observations, actions = [first], list[Action]()
         rewards, truths, positives, probabilities = list[float](), list[bool](), list[bool](), list[float]()
         succeeded = terminated = truncated = False
-        while not (succeeded or terminated or truncated) and len(actions) < max_steps:
+        since = -1  # decisions since the first success
+        while not (terminated or truncated or (succeeded and since >= hold)) and len(actions) < max_steps + hold:
             action = _checked(self.policy.act(observations[-1], task))
             observation, reward, terminated, truncated, info = self.env.step(action)
             if self.on_step is not None:
@@ -82,6 +88,7 @@ class Acting:
             positives.append(positive)
             probabilities.append(probability)
             succeeded = positive if self.by_detector else truth
+            since += succeeded or since >= 0
         over = terminated or truncated
         episode = Episode(
             id=id,
