@@ -270,7 +270,8 @@ def test_metrics_come_every_so_often_and_say_what_was_learned_from(tmp_path: Pat
     assert [bool(m) for m in reported] == [True, False, False, True]
     expected = {
         "train/critic_loss", "train/td_loss", "train/conservative_loss", "train/conservative_gap", "train/q_data",
-        "train/q_policy", "train/q_policy_outside", "train/q_outside", "train/calibration_rate", "train/mc_return", "train/actor_loss",
+        "train/q_policy", "train/q_policy_outside", "train/q_outside", "train/calibration_rate", "train/mc_return",
+        "train/actor_loss",
         "train/bc_loss", "train/bc_weight", "train/temperature", "train/entropy", "train/multiplier",
         "train/critic_grad_norm", "train/actor_grad_norm", "buffer/offline_fraction", "buffer/staleness",
     }  # fmt: skip
