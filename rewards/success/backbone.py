@@ -75,8 +75,8 @@ class BackboneModel:
         judge = self._judge(task)
         images = images_of(observations, IMAGE)
         rows = self._rows(grid_features(self._features, images, self.config.grid), observations.get(STATE))
-        logits = np.mean([head_logits(head, rows) for head in judge.heads], axis=0, dtype=np.float64)
-        return sigmoid(logits / judge.temperature).astype(np.float32)
+        logits = np.stack([head_logits(head, rows) for head in judge.heads]).astype(np.float64)
+        return sigmoid(logits.mean(0) / judge.temperature).astype(np.float32)
 
     def threshold(self, task: Task) -> float:
         """See :class:`rewards.success.model.SuccessModel`."""
@@ -87,7 +87,8 @@ class BackboneModel:
         if self.config.state_dimensions and frames.states is None:
             raise SuccessError("state_dimensions are set but an episode has no states; record them or leave them out")
         views = self._views(frames)
-        judges, metrics = {}, {}
+        judges: dict[str, _Judge] = {}
+        metrics: dict[str, float] = {}
         for index, task in enumerate(frames.tasks):
             examples = frames.of(index)
             if frames.done[examples].any():

@@ -53,13 +53,16 @@ def choose_threshold(
     barred = float(undone[math.floor(max_false_positive_rate * len(undone) + 1e-9)])
     above = p[p > barred]
     after = float(above.min()) if len(above) else 1.0
-    return max(least, float(sigmoid(np.asarray((_logit(barred) + _logit(after)) / 2))))
+    halfway = float(sigmoid(np.asarray((_logit(barred) + _logit(after)) / 2)))
+    # Where the two are neighbours among the floating-point numbers, halfway is rounded to the lower one.
+    return max(least, halfway, float(np.nextafter(barred, 2.0)))
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Without overflow at either end."""
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+    made: NDArray[np.float64] = np.where(x >= 0, 1.0, small) / (1.0 + small)
+    return made
 
 
 def _logit(p: float) -> float:

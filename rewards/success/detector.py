@@ -51,7 +51,9 @@ class StateBox:
             raise SuccessError(f"the state has {len(state)} dimensions, and the box asks for {max(self.dimensions)}; "
                                "numbers start at 0")  # fmt: skip
         values = state[list(self.dimensions)]
-        return bool(np.all((values >= self.low) & (values <= self.high)))
+        # In the state's own precision, or an end that was taken from a state could lie beyond it.
+        low, high = (np.asarray(ends, values.dtype) for ends in (self.low, self.high))
+        return bool(np.all((values >= low) & (values <= high)))
 
 
 def learn_boxes(

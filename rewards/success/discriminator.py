@@ -103,7 +103,7 @@ class TrajectoryDiscriminator:
             margins = net.compare(reference, same) - net.compare(reference, other)
             loss = -logsigmoid(margins).mean()
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(float(loss.detach()))
             right.append(float((margins > 0).float().mean()))

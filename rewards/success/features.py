@@ -99,7 +99,7 @@ class RandomFeatures:
         x = scaled
         for filters in self._filters:
             x = relu(conv2d(x, filters, stride=2, padding=2))
-        return torch.cat((x, adaptive_avg_pool2d(scaled, x.shape[-2:])), dim=1)
+        return torch.cat((x, adaptive_avg_pool2d(scaled, (x.shape[-2], x.shape[-1]))), dim=1)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def train_head(features: Floats, done: NDArray[np.bool_], config: HeadConfig, se
         views = torch.randint(x.shape[1], (2 * half,), generator=generator)
         loss = binary_cross_entropy_with_logits(head(x[rows, views], generator), labels)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return head.eval().requires_grad_(False)
 

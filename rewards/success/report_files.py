@@ -61,9 +61,9 @@ def markdown(report: SuccessReport) -> str:
             )
             for rates in report.episodes
         ]
-        headings = ("task", "detector", "episodes", "with success", "ended", "false ends", "missed", "precision",
+        columns = ("task", "detector", "episodes", "with success", "ended", "false ends", "missed", "precision",
                     "steps late", "steps early (false)")  # fmt: skip
-        parts.append(_table("Episodes", headings, episodes))
+        parts.append(_table("Episodes", columns, episodes))
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 

@@ -146,7 +146,8 @@ class VLMModel:
         if about["fitted"]:
             from peft import PeftModel
 
-            model._model = PeftModel.from_pretrained(model._model, str(folder / ADAPTER_FOLDER)).eval()
+            model._model = PeftModel.from_pretrained(model._model, str(folder / ADAPTER_FOLDER))
+            model._model.train(False)
             model._fitted = True
         return model
 
@@ -158,10 +159,11 @@ class VLMModel:
         from transformers import AutoModelForImageTextToText
 
         with no_progress_bars():
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 str(self._folder), dtype=getattr(torch, self.config.dtype)
             )
-        return model.eval().requires_grad_(False).to(self.config.device)
+        model.train(False)
+        return model.requires_grad_(False).to(self.config.device)
 
     def _log_odds(self, images: NDArray[np.uint8], tasks: Sequence[Task]) -> Tensor:
         """[B] of images [B, H, W, 3]; ``tasks`` has one entry for each, or one for all.
@@ -212,7 +214,7 @@ class VLMModel:
         targets = settings.target_modules
         lora = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float will do
             target_modules=targets if isinstance(targets, str) else list(targets),
         )
         if self._fitted:
@@ -235,7 +237,7 @@ class VLMModel:
             tasks = [frames.tasks[index] for index in frames.task[chosen]]
             loss = binary_cross_entropy_with_logits(self._log_odds(frames.images[frames.frame[chosen]], tasks), labels)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(float(loss.detach()))
         self._model.requires_grad_(False)
@@ -263,7 +265,7 @@ def load_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(str(folder))
+        processor = AutoProcessor.from_pretrained(str(folder))  # type: ignore[no-untyped-call]
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SuccessError(f"model '{folder}': its processor cannot be loaded ({reason}); some need the package "
