@@ -182,10 +182,18 @@ def _untrained(recipe: RobotRecipe) -> Any:
         from rewards.success.backbone import BackboneConfig, BackboneModel
 
         return BackboneModel(BackboneConfig(max_false_positive_rate=section.max_false_positive_rate, seed=recipe.seed))
-    from rewards.success.vlm import VLMConfig, VLMModel
+    from rewards.success.vlm import LoraSettings, VLMConfig, VLMModel
 
     assert not isinstance(section, TruthReward)
-    return VLMModel(VLMConfig(model=section.model, question=section.question, lora_rank=section.lora_rank))
+    return VLMModel(
+        VLMConfig(
+            model=section.model,
+            question=section.question,
+            max_false_positive_rate=section.max_false_positive_rate,
+            lora=LoraSettings(rank=section.lora_rank, steps=section.lora_steps),
+            seed=recipe.seed,
+        )
+    )
 
 
 def _report(recipe: RobotRecipe, reward: Reward, path: Path, say: Say) -> None:
@@ -212,6 +220,7 @@ def _report(recipe: RobotRecipe, reward: Reward, path: Path, say: Say) -> None:
                 recipe.environment.horizon,
                 derive_seed(recipe.seed, "reward report", str(noise)),
                 [task.name],
+                hold=10,  # a detector is late, and may be
             )
         ]
     finally:

@@ -124,10 +124,12 @@ class VLMReward(Detection):
     """A vision-language model that is asked."""
     model: str = Field(min_length=1)
     """A folder or `hub:ORG/NAME` of an image-text-to-text model."""
-    question: str = Field(default="The robot was told to {instruction}. Is the task done? Answer yes or no.")
+    question: str = "The robot was told to {instruction}. Is the task done? Answer yes or no."
     """What it is asked; `{instruction}` stands for the task's words."""
-    lora_rank: int = Field(default=8, ge=0)
-    """Rank of the fine-tuned adapter; 0 asks the model as it is."""
+    lora_rank: int = Field(default=8, gt=0)
+    """Rank of the adapter that is fine-tuned."""
+    lora_steps: int = Field(default=200, gt=0)
+    """Updates of the adapter."""
     positive_frames: int = Field(default=3, gt=0)
     """The last so many frames of a demonstration are successes."""
     ambiguous_frames: int = Field(default=3, ge=0)

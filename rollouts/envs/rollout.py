@@ -129,9 +129,10 @@ def next_attempt(acting: Acting, scheduler: ResetFreeScheduler, id: str, seed: i
 
 
 def from_hard_resets(
-    acting: Acting, episodes: int, max_steps: int, seed: int, tasks: Sequence[str] | None = None
+    acting: Acting, episodes: int, max_steps: int, seed: int, tasks: Sequence[str] | None = None, hold: int = 0
 ) -> list[Episode]:
-    """``episodes`` attempts at each of ``tasks`` (by default all), each after a hard reset."""
+    """``episodes`` attempts at each of ``tasks`` (by default all), each after a hard reset, which go on for ``hold``
+    decisions after a success."""
     found = []
     for task in [named(acting.env.tasks, name) for name in tasks] if tasks is not None else acting.env.tasks:
         for number in range(episodes):
@@ -139,9 +140,8 @@ def from_hard_resets(
             observation, info = _reset(acting.env, task, drawn)
             id = f"hard-{seed}-{task.name}-{number:04d}"
             instant = acting.is_done(task.name, observation, info)
-            found.append(
-                acting.attempt(id, task, observation, drawn, max_steps, hard_reset=True, instant=instant).episode
-            )
+            attempt = acting.attempt(id, task, observation, drawn, max_steps, hold, hard_reset=True, instant=instant)
+            found.append(attempt.episode)
     return found
 
 
