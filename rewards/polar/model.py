@@ -192,7 +192,8 @@ def load_polar(path: Path | str, dtype: "torch.dtype", attn_implementation: str 
 
 def load_encoder(path: Path | str, settings: PolarSettings | None = None) -> PolarEncoder:
     """What writes texts as token ids for the policy discriminator of a folder; ``settings`` in place of its own."""
-    return PolarEncoder(load_tokenizer(path), **asdict(settings or polar_settings(path)))
+    settings = settings or polar_settings(path)
+    return PolarEncoder(load_tokenizer(path), **asdict(settings))
 
 
 def resolve_polar(name: str, cache_dir: Path | None = None, weights: Path | None = None) -> Path:
