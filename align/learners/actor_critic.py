@@ -134,7 +134,8 @@ class ActorCritic:
         q = self.critics(features, actions.unsqueeze(1)).squeeze(-1)
         rl = actor_loss(q, logps, self.temperature, reduction=reduction)
         settings = self.config.actor.bc
-        loss, bc_mean, weight = rl.mean(), torch.zeros(()), 0.0
+        loss, bc_mean = rl.mean(), torch.zeros(())
+        weight: Tensor | float = 0.0
         if settings.scaling != "none":
             bc = self.actor.imitation(mean, log_std, batch.actions.to(self.actor.dtype))
             bc_mean = masked_mean(bc, batch.imitate)
@@ -198,6 +199,8 @@ class ActorCritic:
             "train/entropy": -float(objective.logps.detach().mean()),
             "train/temperature": float(self.temperature),
         }
+        if self.config.value_range is not None:
+            metrics["train/q_policy_outside"] = float(outside(objective.q.detach(), *self.config.value_range))
         if self.config.actor.bc.scaling != "none":
             metrics |= {"train/bc_loss": float(objective.bc.detach()), "train/bc_weight": float(objective.bc_weight)}
         return metrics

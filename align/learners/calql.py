@@ -128,7 +128,7 @@ class CalQLLearner:
         uniform = torch.rand((size, n, dimensions), generator=actor.generator, dtype=actor.dtype)
         backups = n if self.config.max_target_backup else 1
         normal = actor.noise(size, 2 * n + backups + 1, dimensions)
-        policy, following, backup, own = normal.split([n, n, backups, 1], dim=1)
+        policy, following, backup, own = torch.split(normal, [n, n, backups, 1], dim=1)
         return Draws(2 * uniform - 1, policy, following, backup, own.squeeze(1))
 
     def critic_objective(self, batch: TransitionBatch, encoded: Encoded, draws: Draws) -> CriticObjective:
@@ -146,7 +146,7 @@ class CalQLLearner:
             entropy = backup_logps if config.common.backup_entropy else None
             target = core.clip(td_target(rewards, discounts, next_q, entropy, core.temperature))
         actions = torch.cat([batch.actions.to(dtype).unsqueeze(1), draws.random, policy, following], dim=1)
-        q_data, q_random, q_policy = core.critics(encoded.features, actions).split([1, n, 2 * n], dim=-1)
+        q_data, q_random, q_policy = torch.split(core.critics(encoded.features, actions), [1, n, 2 * n], dim=-1)
         q_data = q_data.squeeze(-1)
         gap = conservative_gap(
             q_data,

@@ -19,7 +19,7 @@ class ActorPolicy:
 
     ``instructions`` maps the words of every task to their embedding [I]; it may be empty where the network hears none.
     A ``deterministic`` policy takes the tanh of the mean, any other a sample from a generator of its own, which
-    ``reset`` seeds.
+    ``reset`` seeds. The network is this policy's alone: its gradients are switched off, so a learner needs another.
 
     Raises :class:`PolicyError` for an embedding of another size than the network's.
     """

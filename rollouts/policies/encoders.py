@@ -69,8 +69,8 @@ def build_encoder(config: PolicyConfig, generator: Generator) -> RobofumeEncoder
 
 def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
     """A linear layer with orthogonal weights of the given gain and no bias at first, drawn from ``generator``."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    # The layer's own initialisation would draw from the global generator; there are no numbers to draw on "meta".
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
-    assert isinstance(layer, nn.Linear)
     return layer

@@ -43,7 +43,7 @@ def policy(seed: int = 0, *, image: bool = False, **changes: Any) -> GaussianPol
         "hidden": (8, 8),
     }
     if image:
-        settings |= {"image_size": (12, 12), "encoder": "robofume", "image_features": 5}
+        settings |= {"image_size": (12, 12), "encoder": "robofume", "image_features": 5, "strides": (1, 1, 1, 1)}
     return GaussianPolicy(PolicyConfig(**(settings | changes)), seed)
 
 

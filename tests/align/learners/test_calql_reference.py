@@ -125,9 +125,9 @@ class Reference:
         loss = sum(objective, torch.zeros((), dtype=torch.float64)) / count
         if bc.scaling != "none":
             imitation = sum(clones, torch.zeros((), dtype=torch.float64)) / len(clones)
-            ratio = bc.weight * sum(abs(float(x)) for x in objective) / count
-            loss = loss + ratio / max(sum(abs(float(x)) for x in clones) / len(clones), bc.floor) * imitation
-        mean_logp = sum(float(x) for x in logps) / count
+            ratio = bc.weight * sum(abs(x.item()) for x in objective) / count
+            loss = loss + ratio / max(sum(abs(x.item()) for x in clones) / len(clones), bc.floor) * imitation
+        mean_logp = sum(x.item() for x in logps) / count
         return [loss, -self.core.log_temperature * (mean_logp + self.core.target_entropy)]
 
 
@@ -260,7 +260,7 @@ def test_an_update_is_adam_on_these_gradients_and_a_slow_copy(tmp_path: Path) ->
     for parameter, old, grad in zip(core.actor.parameters, weights, actor_grads, strict=True):
         torch.testing.assert_close(parameter.detach(), stepped(old, grad, 1e-4), atol=1e-12, rtol=0)
     # The gap is wider than 0.8, so the multiplier grows; a fresh actor's entropy is above -2, so the temperature falls.
-    assert float(objective.gap.gap.mean()) > 0.8
+    assert objective.gap.gap.mean().item() > 0.8
     assert learner.log_multiplier.item() == pytest.approx(log_multiplier + 3e-4, abs=1e-9)
-    rises = float(actor.logps.mean()) + core.target_entropy > 0
+    rises = actor.logps.mean().item() + core.target_entropy > 0
     assert core.log_temperature.item() == pytest.approx(log_temperature + (1e-4 if rises else -1e-4), abs=1e-9)

@@ -58,15 +58,15 @@ class Data:
 
 
 def whole() -> Data:
-    """Every state and action, as often as the behaviour takes it, with the behaviour's exact values."""
-    return Data([(s, a, BEHAVIOUR[a] / STATES, MEDIOCRE[s]) for s in range(STATES) for a in range(3)])
+    """Every state and action, as often as the behaviour takes it there, with the behaviour's exact values."""
+    return Data([(s, a, BEHAVIOUR[a], MEDIOCRE[s]) for s in range(STATES) for a in range(3)])
 
 
-def evaluated(data: Data, alpha: float, *, calibrate: bool, updates: int = 6000) -> Tensor:
+def evaluated(data: Data, alpha: float, *, calibrate: bool, updates: int = 800) -> Tensor:
     """The values of going right, [S], by gradient descent with a shrinking step."""
     table = torch.full((STATES, 3), -5.0, dtype=torch.float64, requires_grad=True)
     optim = torch.optim.SGD([table], lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda update: 0.6 * (1 - update / updates))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda update: 0.5 * (1 - update / updates) ** 2)
     for _ in range(updates):
         q_data = table[data.states, data.actions].unsqueeze(0)
         q_policy = table[data.states, RIGHT].view(1, -1, 1)
@@ -121,8 +121,7 @@ def test_calibrated_values_lie_between_the_behaviour_and_the_optimum(alpha: floa
 @pytest.mark.parametrize("alpha", [2.0, 5.0, 20.0])
 def test_cql_s_values_fall_below_the_behaviour(alpha: float) -> None:
     values = evaluated(whole(), alpha, calibrate=False).numpy()
-    assert (values < MEDIOCRE).any()
-    assert values.min() < MEDIOCRE.min() - 1
+    assert values[0] < MEDIOCRE[0] - 0.25 * alpha
 
 
 def sampled(seed: int = 0, episodes: int = 40, limit: int = 12) -> Data:
@@ -142,7 +141,7 @@ def sampled(seed: int = 0, episodes: int = 40, limit: int = 12) -> Data:
         )
         rows += [(s, a, 1.0, float(g)) for (s, a, _, _), g in zip(path, returns, strict=True) if (s, a) != (4, RIGHT)]
     total = len(rows)
-    return Data([(s, a, w / total, g) for s, a, w, g in rows])
+    return Data([(s, a, STATES * w / total, g) for s, a, w, g in rows])
 
 
 def test_an_action_that_no_data_shows_falls_without_end_in_cql_and_to_the_lowest_return_in_cal_ql() -> None:
@@ -151,7 +150,8 @@ def test_an_action_that_no_data_shows_falls_without_end_in_cql_and_to_the_lowest
     # Returns of single episodes calibrate: where nothing pulls up, the lowest seen in a state is where pushing ends.
     lowest = np.array([data.returns[data.states == s].min().item() for s in range(STATES)])
     assert lowest.min() == pytest.approx(-10)
-    short, long = (evaluated(data, 5.0, calibrate=False, updates=n).numpy() for n in (2000, 6000))
+    short, long = (evaluated(data, 5.0, calibrate=False, updates=n).numpy() for n in (200, 800))
     assert long[4] < short[4] - 10 < lowest[4] - 10
     calibrated = evaluated(data, 5.0, calibrate=True).numpy()
-    assert (calibrated >= lowest - 0.2).all()
+    # Half a unit for the last stride: nothing pulls an unseen action back up.
+    assert (calibrated >= lowest - 0.5).all()
