@@ -17,11 +17,17 @@ from align.errors import UserError
 from align.tracking.intervals import over_seeds
 from align.tracking.report import SUMMARY_JSON
 
+_SHARED: Final = (
+    "discount: 0.97, bc_steps: 1000, bc: value, bc_form: squared, critic_lr: 1.0e-3, tau: 0.02, temperature: 0.05, "
+    "temperature_lr: 3.0e-4, ema: 0.995"
+)
+"""What recipes/robofume.yaml says of its learner and RLPD's section has too."""
+
 VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "recipe": (),
     "true reward": ("reward={type: truth}",),
     "CQL": ("learner.type=cql",),
-    "RLPD": ("learner={type: rlpd, bc_steps: 500}",),
+    "RLPD": (f"learner={{{_SHARED}, type: rlpd, critics: 5, subset: 2}}", "mixer.updates_per_decision=2.0"),
     "no prior data": ("mixer.offline_ratio=0.0", "learner.bc_steps=0", "learner.bc=none", "schedule.offline_steps=0"),
 }
 """What is changed of a recipe. Without prior data a learned reward still learns from it: there is no other source."""
