@@ -97,7 +97,7 @@ def _report(recipe: Path, overrides: Sequence[str], jobs: Sequence[Job], workers
     from align.build.session import commit
 
     runs = [
-        {"variant": job.variant, "seed": job.seed, **json.loads((job.folder / SUMMARY_JSON).read_text())}
+        {**json.loads((job.folder / SUMMARY_JSON).read_text()), "variant": job.variant, "seed": job.seed}
         for job in jobs
     ]
     return {
@@ -123,7 +123,8 @@ def render(report: Mapping[str, Any]) -> str:
     """The report for people: means over seeds with Student's intervals, and paired differences to the last iterate."""
     variants = list(dict.fromkeys(run["variant"] for run in report["runs"]))
     seeds = sorted({run["seed"] for run in report["runs"]})
-    lines = [f"{report['recipe']} {' '.join(report['overrides'])}: {len(seeds)} seeds ({seeds[0]} to {seeds[-1]})", ""]
+    command = " ".join([report["recipe"], *report["overrides"]])
+    lines = [f"{command}: {len(seeds)} seeds ({seeds[0]} to {seeds[-1]})", ""]
     for variant in variants:
         runs = [run for run in report["runs"] if run["variant"] == variant]
         lines += [f"**{variant}**", "", *_rows(runs), ""]

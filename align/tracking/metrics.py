@@ -126,6 +126,7 @@ METRICS: dict[str, str] = {
     "train/q_data": "Q of the data's actions, mean over critics and transitions (units of the reward)",
     "train/q_policy": "Q of the policy's actions, mean over critics and transitions (units of the reward)",
     "train/q_outside": "share of Q-values beyond what rewards can pay: the first sign of divergence (0..1)",
+    "train/q_policy_outside": "the same of the policy's actions (0..1)",
     "train/mc_return": "Monte-Carlo return-to-go of the data, mean (units of the reward)",
     "train/actor_loss": "what the actor minimises (units of Q)",
     "train/bc_loss": "imitation loss on transitions worth imitating, mean (nats, or squared distance)",
