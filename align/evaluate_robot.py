@@ -72,7 +72,7 @@ def _metrics(counts: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     if tasks:
         done, tried = sum(d for d, _ in tasks), sum(t for _, t in tasks)
         metrics |= {"eval/success": done / tried}
-        metrics |= {f"eval/success/{kind}": d / t for kind, (d, t) in counts.items() if kind != CHAIN}
+        metrics |= {f"eval/success.{kind}": d / t for kind, (d, t) in counts.items() if kind != CHAIN}
     if CHAIN in counts:
         done, tried = counts[CHAIN]
         low, high = wilson(done, tried)

@@ -122,7 +122,7 @@ METRICS: dict[str, str] = {
     "train/conservative_loss": "the conservative term with its weight, mean over critics (units of Q)",
     "train/conservative_gap": "soft maximum of Q over all actions less Q of the data's, mean (units of Q)",
     "train/calibration_rate": "share of policy actions whose Q lies below the behaviour's return, and is lifted (0..1)",
-    "train/lagrange_multiplier": "learned weight of the conservative term (dimensionless)",
+    "train/multiplier": "learned weight of the conservative term (dimensionless)",
     "train/q_data": "Q of the data's actions, mean over critics and transitions (units of the reward)",
     "train/q_policy": "Q of the policy's actions, mean over critics and transitions (units of the reward)",
     "train/q_outside": "share of Q-values beyond what rewards can pay: the first sign of divergence (0..1)",

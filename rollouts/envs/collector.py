@@ -154,7 +154,7 @@ def attempt_metrics(attempts: Sequence[Attempt], judged: bool) -> dict[str, floa
     """
     metrics = _metrics(attempts, judged, "")
     for task in sorted({a.episode.task.name for a in attempts}):
-        metrics |= _metrics([a for a in attempts if a.episode.task.name == task], judged, f"/{task}")
+        metrics |= _metrics([a for a in attempts if a.episode.task.name == task], judged, f".{task}")
     return metrics
 
 

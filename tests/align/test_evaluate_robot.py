@@ -33,7 +33,7 @@ def evaluator(policy: object, **settings: int) -> RobotEvaluator:
 
 def test_an_expert_succeeds_always() -> None:
     metrics = evaluator(PointExpert()).evaluate(0)
-    assert metrics["eval/success"] == metrics["eval/success/there"] == metrics["eval/success/back"] == 1.0
+    assert metrics["eval/success"] == metrics["eval/success.there"] == metrics["eval/success.back"] == 1.0
     assert metrics["eval/chain_success"] == 1.0
     assert (metrics["eval/chain_low"], metrics["eval/chain_high"]) == wilson(8, 8)
 

@@ -119,8 +119,8 @@ def test_so_many_episodes_are_whole_and_alternate() -> None:
     assert [e.metadata["hard_reset"] for e in episodes] == [True, False, False, False, False]
     assert metrics["collect/episodes"] == 5
     assert metrics["collect/decisions"] == sum(len(e) for e in episodes)
-    assert metrics["collect/train_success"] == metrics["collect/train_success/back"] == 1.0
-    assert metrics["collect/episode_length/back"] == np.mean([len(e) for e in episodes[1::2]])
+    assert metrics["collect/train_success"] == metrics["collect/train_success.back"] == 1.0
+    assert metrics["collect/episode_length.back"] == np.mean([len(e) for e in episodes[1::2]])
     assert "collect/detected_success" not in metrics
 
 
@@ -160,11 +160,11 @@ def test_the_detector_ends_episodes_and_the_truth_is_written_down() -> None:
     np.testing.assert_allclose(episodes[0].detected, [0.25, 0.25, 0.9])
     assert metrics["collect/train_success"] == pytest.approx(1 / 3)
     assert metrics["collect/detected_success"] == pytest.approx(2 / 3)
-    assert metrics["collect/detected_success/back"] == 1.0
+    assert metrics["collect/detected_success.back"] == 1.0
     assert metrics["collect/false_positive_rate"] == pytest.approx(1 / 7)
     assert metrics["collect/false_negative_rate"] == metrics["collect/precision"] == pytest.approx(1 / 2)
-    assert metrics["collect/precision/there"] == 0.0
-    assert "collect/false_positive_rate/back" not in metrics
+    assert metrics["collect/precision.there"] == 0.0
+    assert "collect/false_positive_rate.back" not in metrics
 
 
 def test_what_the_detector_misses_goes_on() -> None:
