@@ -93,11 +93,11 @@ class TruthReward(Section):
 class Detection(Section):
     """When a success model's word ends an attempt. A wrong yes hurts more than a wrong no."""
 
-    max_false_positive_rate: float = Field(default=0.002, gt=0, lt=1)
+    max_false_positive_rate: float = Field(default=0.02, gt=0, lt=1)
     """The threshold is chosen on held-out episodes so that at most this share of frames is a wrong yes."""
     threshold: float | None = Field(default=None, gt=0, lt=1)
     """A probability in place of the chosen threshold."""
-    consecutive: int = Field(default=2, gt=0)
+    consecutive: int = Field(default=3, gt=0)
     """So many frames in a row must look done."""
     min_steps: int = Field(default=1, ge=0)
     """Decisions before which nothing counts as done."""
