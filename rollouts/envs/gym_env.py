@@ -15,7 +15,7 @@ SuccessFrom = Literal["info", "termination", "never"]
 SUCCESS_KEYS = ("success", "is_success")
 
 
-class GymScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
+class GymScene(gymnasium.Env[Any, Action]):
     """Implements :class:`rollouts.envs.api.SceneEnv` for the environment ``id``; it is reset before each episode.
 
     "state": the observation (a box, a dictionary of boxes…) flattened by Gymnasium's own rule, float32. Actions are
@@ -48,6 +48,7 @@ class GymScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        super().reset(seed=seed)
         named(self.tasks, (options or {}).get("task", self.tasks[0].name))
         # Gymnasium's own generators take a seed of any size, but environments hand it on to others that do not.
         raw, info = self._env.reset(seed=None if seed is None else seed % 2**31)
@@ -76,7 +77,7 @@ class GymScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
     def home(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         return self._unmoved()
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]  # Gymnasium allows many kinds of frames
+    def render(self) -> NDArray[np.uint8]:
         return np.asarray(self._env.render(), np.uint8)
 
     def close(self) -> None:

@@ -42,4 +42,9 @@ def make_env(
         raise EnvError(
             f"{name} needs the package {error.name}: pip install 'polestar-align[robot]' installs it"
         ) from error
+    except ImportError as error:
+        raise EnvError(
+            f"{name} cannot draw here ({error}): install libegl1, or set MUJOCO_GL to osmesa, or to disabled if no "
+            "pictures are needed"
+        ) from error
     raise EnvError(f"unknown environment {name!r}; there are metaworld:<pair>, point and gym:<id>")

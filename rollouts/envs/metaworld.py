@@ -57,7 +57,7 @@ PAIRS = {
 }
 
 
-class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
+class MetaWorldScene(gymnasium.Env[Any, Action]):
     """Implements :class:`rollouts.envs.api.SceneEnv` for a pair of Meta-World v3 tasks (arXiv 1910.10897).
 
     Both tasks are objects of Meta-World's own classes that share one MuJoCo model and one set of data: switching moves
@@ -67,7 +67,8 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
 
     "state" [19], metres, of the current task:
     0-2 hand · 3 gripper opening, 0 to 1 · 4-6 the point of the object that the task watches · 7-9 that point seen from
-    the hand · 10-12 where it has to go · 13-15 that place seen from the point · 16-18 velocity of the hand (m/s).
+    the hand · 10-12 where it has to go · 13-15 that place seen from the point · 16-18 where the hand was told to be,
+    seen from the hand: it follows with a lag, and pushing shows here (its velocity shows little but vibration).
     ``info["proprio"]`` is the first four of these. "image" (only with ``image``): uint8, no arm and no goal in it.
 
     ``camera``: "front", ours, near the object and above it; or a name of Meta-World's ("corner2"…), turned upright.
@@ -91,7 +92,7 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
             raise EnvError(f"an action is repeated at least once, not {repeat} times")
         self.tasks = (PAIRS[pair].forward, PAIRS[pair].backward)
         self.render_mode = "rgb_array"
-        self._repeat, self._image_size, self._render_size = repeat, image_size, render_size
+        self._repeat, self._image_size, self._render_size = repeat, image_size if image else 0, render_size
         self._camera_name, self._lookat = camera, PAIRS[pair].lookat
         self._envs = {task.name: _meta_world(f"{task.name}-v3") for task in self.tasks}
         first = self._envs[self.tasks[0].name]
@@ -126,12 +127,12 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
 
     def step(self, action: Action) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         env = self._current()
-        action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        unit = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         for _ in range(self._repeat):
-            env.set_xyz_action(action[:3])
-            env.do_simulation([action[3], -action[3]], env.frame_skip)
+            env.set_xyz_action(unit[:3])
+            env.do_simulation([unit[3], -unit[3]], env.frame_skip)
         mujoco.mj_forward(self._model, self._data)
-        observation, info = self._seen(action)
+        observation, info = self._seen(unit)
         return observation, 0.0 if info["success"] else -1.0, False, False, info
 
     def switch(self, task: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -149,7 +150,7 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
         mujoco.mj_forward(self._model, data)
         return self._seen()
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]  # Gymnasium allows many kinds of frames
+    def render(self) -> NDArray[np.uint8]:
         """[480, 480, 3] by default, with arm, shadows and reflections; still without the goal."""
         self._current()
         return self._fine_camera.frame()
@@ -180,14 +181,21 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
         self.np_random.bit_generator.state = state["rng"]
 
     def _set_up(self, task: Task, layout: NDArray[np.float64]) -> None:
-        """The scene as ``task`` begins; the other task is reset before it, for its target and its reference points."""
+        """The scene as ``task`` begins.
+
+        The backward task is reset first, for its target and its reference points, and the forward one after it, which
+        also sets the arm's home: each moves the hand before it places the object, so that only what comes second finds
+        the object in place, and does the same whatever stood there before.
+        """
         self._task, self._layout = task, layout
-        for env in (*(e for name, e in self._envs.items() if name != task.name), self._envs[task.name]):
+        forward, backward = (self._envs[t.name] for t in self.tasks)
+        for env in (backward, forward, *([backward] if task is self.tasks[1] else [])):
             env._last_rand_vec = layout
             mujoco.mj_resetData(self._model, self._data)
             env.reset_model()
+            if env is forward:
+                self._home = self._data.qpos[self._arm].copy(), self._data.mocap_pos[0].copy()
         mujoco.mj_forward(self._model, self._data)
-        self._home = self._data.qpos[self._arm].copy(), self._data.mocap_pos[0].copy()
 
     def _current(self) -> Any:
         if self._home is None:
@@ -197,13 +205,10 @@ class MetaWorldScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
     def _seen(self, action: NDArray[np.float64] | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         env = self._current()
         raw = env._get_curr_obs_combined_no_goal()
-        hand, opening, point, target = raw[:3], raw[3:4], raw[4:7], env._target_pos
-        velocity = np.empty(6)
-        body = self._model.body("hand").id
-        mujoco.mj_objectVelocity(self._model, self._data, mujoco.mjtObj.mjOBJ_BODY, body, velocity, 0)
-        state = np.concatenate([hand, opening, point, point - hand, target, target - point, velocity[3:]])
+        hand, opening, point, target, told = raw[:3], raw[3:4], raw[4:7], env._target_pos, self._data.mocap_pos[0]
+        state = np.concatenate([hand, opening, point, point - hand, target, target - point, told - hand])
         observation: dict[str, NDArray[Any]] = {STATE: state.astype(np.float32)}
-        if IMAGE in self.observation_space.spaces:
+        if self._image_size:
             observation[IMAGE] = self._fast_camera.frame()
         # Meta-World judges by an observation of 39: now, before (which no judge looks at), and the target.
         judged = env.evaluate_state(np.concatenate([raw, raw, target]), np.zeros(4) if action is None else action)[1]

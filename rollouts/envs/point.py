@@ -15,7 +15,7 @@ STEP, REACH, TOLERANCE, RAIL_END = 0.1, 0.15, 0.1, 0.8
 HOME = np.array([0.0, 0.6])
 
 
-class PointScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
+class PointScene(gymnasium.Env[Any, Action]):
     """Two tasks in one plane, [-1, 1] each way; implements :class:`rollouts.envs.api.SceneEnv`.
 
     Actions [2] move the hand by 0.1 times their value. While the hand is within 0.15 of the block it carries it along
@@ -71,7 +71,7 @@ class PointScene(gymnasium.Env[dict[str, NDArray[Any]], Action]):
         self._hand = HOME.copy()
         return self._seen()
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]  # Gymnasium allows many kinds of frames
+    def render(self) -> NDArray[np.uint8]:
         """[160, 160, 3]."""
         return self._draw(160)
 

@@ -49,7 +49,10 @@ class Acting:
             raise EnvError("attempts that end by a detector need one")
 
     def is_done(self, task: str, observation: Observation, info: Any) -> bool:
-        """Whether ``task`` looks done before anything was done for it."""
+        """Whether ``task`` looks done before anything was done for it.
+
+        A detector is shown one observation; one that wants several positives in a row calls nothing done here.
+        """
         if self.detector is None or not self.by_detector:
             return bool(info["success"])
         self.detector.reset(named(self.env.tasks, task))

@@ -146,24 +146,25 @@ def test_an_attempt_that_runs_out_of_time_is_truncated_and_help_is_counted() -> 
 
 
 def test_the_detector_ends_episodes_and_the_truth_is_written_down() -> None:
-    # Nothing is ever done in truth: three positives are false, over 3 + 2 + 4 decisions.
+    # The block stays where "there" begins, which is where "back" has to bring it: 3 + 4 decisions at what is not done,
+    # with one false positive, and 2 at what is, with one positive missing.
     plan = Plan([[False, False, True], [False, True], [False] * 4])
     part = collector(Always(0, 0), episodes=3, reset_free={"max_steps": 4}, detector=plan)
     episodes, metrics = part.collect(1)
     assert plan.tasks == ["there", "back", "there"]
     assert [(len(e), e.terminated, e.truncated, e.succeeded) for e in episodes] == [
         (3, True, False, False),
-        (2, True, False, False),
+        (2, True, False, True),
         (4, False, True, False),
     ]
     np.testing.assert_allclose(episodes[0].detected, [0.25, 0.25, 0.9])
-    assert metrics["collect/train_success"] == 0.0
+    assert metrics["collect/train_success"] == pytest.approx(1 / 3)
     assert metrics["collect/detected_success"] == pytest.approx(2 / 3)
     assert metrics["collect/detected_success/back"] == 1.0
-    assert metrics["collect/false_positive_rate"] == pytest.approx(2 / 9)
-    assert metrics["collect/false_positive_rate/back"] == pytest.approx(1 / 2)
-    assert metrics["collect/precision"] == 0.0
-    assert "collect/false_negative_rate" not in metrics
+    assert metrics["collect/false_positive_rate"] == pytest.approx(1 / 7)
+    assert metrics["collect/false_negative_rate"] == metrics["collect/precision"] == pytest.approx(1 / 2)
+    assert metrics["collect/precision/there"] == 0.0
+    assert "collect/false_positive_rate/back" not in metrics
 
 
 def test_what_the_detector_misses_goes_on() -> None:

@@ -1,11 +1,12 @@
 """Scripted policies: what experts do, how others fail, and that seeds fix both."""
 
+from functools import cache
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from rollouts.envs.api import EnvError
+from rollouts.envs.api import EnvError, SceneEnv
 from rollouts.envs.experts import Failing, expert, failing
 from rollouts.envs.metaworld import MetaWorldScene
 from rollouts.envs.point import TASKS, PointScene
@@ -15,9 +16,13 @@ from rollouts.envs.types import STATE, Episode, Policy, Task
 KINDS = get_args(Failing)
 
 
+@cache
+def scene(task: str) -> SceneEnv:
+    return PointScene() if task in ("there", "back") else MetaWorldScene("window")
+
+
 def episodes(policy: Policy, task: str, count: int, seed: int = 0) -> list[Episode]:
-    env = PointScene() if task in ("there", "back") else MetaWorldScene("window")
-    return from_hard_resets(Acting(env, policy), count, 60, seed, [task])
+    return from_hard_resets(Acting(scene(task), policy), count, 60, seed, [task])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])

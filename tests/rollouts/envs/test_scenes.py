@@ -1,6 +1,8 @@
 """What every scene promises, then what is each one's own."""
 
 import io
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "point": {"image": True, "image_size": 16},
     "metaworld:window": {"image": True},
     "metaworld:door-lock": {"repeat": 2},
-    "gym:Pendulum-v1": {"success": "never"},
+    "gym:InvertedPendulum-v5": {"success": "never"},
 }
 PAIRED = [name for name in SCENES if not name.startswith("gym:")]
 
@@ -58,6 +60,7 @@ def test_everything_seen_fits_the_spaces_and_info_is_whole(scene: SceneEnv) -> N
         assert (info["task"], type(info["success"]), info["proprio"].dtype) == (task, bool, np.float32)
 
 
+@pytest.mark.filterwarnings("ignore:.*infinity")
 def test_gymnasium_finds_nothing_wrong(scene: SceneEnv) -> None:
     assert isinstance(scene, gymnasium.Env)
     check_env(scene, skip_render_check=True)
@@ -128,7 +131,7 @@ def test_going_home_moves_the_hand_and_leaves_the_object(paired: SceneEnv) -> No
     home = paired.home()[0][STATE]
     # The object follows the hand in a state of either scene: see their docstrings.
     place = slice(2, 4) if hand == 2 else slice(4, 7)
-    assert np.linalg.norm(away[:hand] - start[STATE][:hand]) > 0.05
+    assert np.linalg.norm(away[:hand] - start[STATE][:hand]) > 0.03
     assert np.linalg.norm(home[:hand] - start[STATE][:hand]) < 0.1 * (hand == 2) + 0.01
     np.testing.assert_allclose(home[place], away[place], atol=5e-3)
 
@@ -203,6 +206,8 @@ def test_actions_reach_a_gymnasium_environment_in_its_own_units() -> None:
 
 class Told(gymnasium.Env[dict[str, Any], Any]):
     """Succeeds in its third step, and says so in one way or another."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012
 
     def __init__(self, key: str | None = "is_success", discrete: bool = False, **_: Any) -> None:
         self.observation_space = gymnasium.spaces.Dict(
@@ -279,9 +284,16 @@ def test_unknown_names_are_answered_in_one_line(name: str, message: str) -> None
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "rollouts.envs.point", None)
+    monkeypatch.setitem(sys.modules, "rollouts.envs.point", None)
     with pytest.raises(EnvError, match=r"pip install 'polestar-align\[robot\]'"):
         make_env("point")
+
+
+def test_a_machine_that_cannot_draw_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("rollouts.envs.metaworld")
+    monkeypatch.setitem(sys.modules, "rollouts.envs.metaworld", module)
+    with pytest.raises(EnvError, match=r"cannot draw here .* install libegl1"):
+        make_env("metaworld:window")
 
 
 def test_seeds_differ_by_every_part_and_keep_parts_apart() -> None:
