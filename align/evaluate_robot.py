@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from align.protocols import Metrics
 from rewards.intervals import wilson
 from rollouts.envs.reset_free import ResetFreeConfig
 from rollouts.envs.rollout import Acting, chain, from_hard_resets
-
-from align.protocols import Metrics
 from rollouts.envs.types import Episode
 
 CHAIN = "chain"

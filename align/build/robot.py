@@ -89,40 +89,13 @@ class RobotRun:
         self.parts = Parts(collector, labeller, mixer, self.learner, self.best, tracker)
 
     def execute(self) -> None:
-        from align.loop import Schedule
-        from align.loop import run as loop
-        from align.tracking.report import SUMMARY_JSON, SUMMARY_TEXT
+        from align.build import looping
 
-        schedule = self.recipe.schedule
-        stateful = {name: getattr(self.parts, name) for name in self.parts.__dataclass_fields__}
-        checkpoint = self.folder.latest()
-        start = 0
-        if checkpoint is not None:
-            start = self.folder.load(checkpoint, stateful, self.cluster.apply)
+        start = looping.restore(self.parts, self.folder, self.cluster)
         # Collectors begin with what the learner holds, at the start as after a resume.
         self.parts.collector.load_weights(self.learner.weights())
-
-        # What says that the run has ended is gone before it goes on, so that a kill cannot leave it beside newer steps.
-        for name in (SUMMARY_JSON, SUMMARY_TEXT):
-            (self.folder.path / name).unlink(missing_ok=True)
-
-        def save(step: int) -> None:
-            with self.parts.tracker.phase("checkpoint"):
-                self.folder.save(step, stateful, self.cluster.apply, schedule.keep_checkpoints)
-
         with self.parts.tracker:
-            loop(
-                self.parts,
-                Schedule(
-                    total_steps=schedule.total_steps,
-                    offline_steps=schedule.offline_steps,
-                    sync_every=schedule.sync_every,
-                    evaluate_every=schedule.evaluate_every,
-                    checkpoint_every=schedule.checkpoint_every,
-                ),
-                save,
-                start,
-            )
+            looping.run(self.parts, self.recipe.schedule, self.folder, self.cluster, start)
             self._save_policy(POLICY)
 
     def summarise(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import align.loop
+from align.build import looping
 from align.cli import main
 from align.learners.calql import CalQLLearner
 from align.learners.preference import PreferenceLearner
@@ -15,13 +16,14 @@ SMOKE = Path(__file__).resolve().parents[2] / "recipes" / "smoke"
 
 def test_text_and_robot_share_every_line_of_the_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    loop = align.loop.run
+    loop = looping.loop
+    assert loop is align.loop.run
 
     def watched(parts: Any, *arguments: Any) -> None:
         seen.append(type(parts.learner))
         loop(parts, *arguments)
 
-    monkeypatch.setattr(align.loop, "run", watched)
+    monkeypatch.setattr(looping, "loop", watched)
     quick = ["tracking.wandb.mode=disabled", "schedule.total_steps=2"]
     text = ["run", str(SMOKE / "dpo_tiny.yaml"), f"run.dir={tmp_path / 'text'}", *quick, "schedule.offline_steps=2"]
     assert main(text) == 0
