@@ -25,7 +25,8 @@ class ActorCriticConfig:
 
     ``target_entropy`` None is the algorithm's own. ``value_range`` is what returns can be, lowest and highest, for a
     reward of -1 a step ``(-1 / (1 - gamma), 0)``: values beyond it are counted, and with ``clip_targets`` no backup
-    leaves it, which is in none of the papers.
+    leaves it, which is in none of the papers. After the BC warm start the critics learn alone for
+    ``critic_warm_start`` updates: what a fresh critic says is noise, and an actor that imitates has much to lose.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -41,6 +42,7 @@ class ActorCriticConfig:
     backup_entropy: bool = False
     value_range: tuple[float, float] | None = None
     clip_targets: bool = False
+    critic_warm_start: int = 0
 
     def __post_init__(self) -> None:
         if self.initial_temperature <= 0:
@@ -110,6 +112,11 @@ class ActorCritic:
     def temperature(self) -> Tensor:
         """The weight of the entropy, a constant to every gradient."""
         return self.log_temperature.detach().exp()
+
+    @property
+    def actor_waits(self) -> bool:
+        """Whether the critics learn alone in this update."""
+        return self.actor.updates < self.config.actor.bc.warm_start + self.config.critic_warm_start
 
     def encode(self, batch: TransitionBatch) -> Encoded:
         """The batch's features; images are shifted at random, once for each observation."""

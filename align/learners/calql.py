@@ -98,27 +98,21 @@ class CalQLLearner:
             return core.imitate(batch)
         encoded, draws = core.encode(batch), self.draw(len(batch))
         critic = self.critic_objective(batch, encoded, draws)
-        objective = core.actor_objective(batch, encoded.features.detach(), draws.actor, reduction="min")
+        objective = None
+        if not core.actor_waits:
+            objective = core.actor_objective(batch, encoded.features.detach(), draws.actor, reduction="min")
         terms = {"train/td_loss": critic.td, "train/conservative_loss": critic.conservative}
-        critic_norm = core.critic_backward(critic.loss, terms, batch)
-        actor_norm = core.actor_backward(objective, batch)
+        norm = core.critic_backward(critic.loss, terms, batch)
+        metrics = self._metrics(batch, critic, norm) if actor.due() else {}
+        if objective is not None:
+            norm = core.actor_backward(objective, batch)
+            if metrics:
+                metrics |= core.actor_metrics(objective, norm)
         if self.config.target_gap is not None:
             self._step_multiplier(critic.gap.gap, self.config.target_gap, self._alpha(batch))
         core.step_critics()
-        core.step_actor()
-        metrics: dict[str, float] = {}
-        if actor.due():
-            metrics = {
-                **core.critic_metrics(batch, critic.td, critic.q_data, critic_norm),
-                **core.actor_metrics(objective, actor_norm),
-                "train/critic_loss": float(critic.loss.detach()) / core.critics.members,
-                "train/conservative_loss": float(critic.conservative.detach().mean()),
-                "train/conservative_gap": float(critic.gap.gap.detach().mean()),
-            }
-            if self.config.calibrate:
-                metrics["train/calibration_rate"] = float(critic.gap.calibrated)
-            if self.config.target_gap is not None:
-                metrics["train/multiplier"] = float(lagrange_multiplier(self.log_multiplier.detach()))
+        if objective is not None:
+            core.step_actor()
         actor.updates += 1
         return metrics
 
@@ -182,6 +176,19 @@ class CalQLLearner:
         with torch.no_grad():
             self.log_multiplier.copy_(state["log_multiplier"])
         self._multiplier_optim.load_state_dict(state["multiplier_optim"])
+
+    def _metrics(self, batch: TransitionBatch, critic: CriticObjective, norm: float) -> dict[str, float]:
+        metrics = self.core.critic_metrics(batch, critic.td, critic.q_data, norm)
+        metrics |= {
+            "train/critic_loss": float(critic.loss.detach()) / self.core.critics.members,
+            "train/conservative_loss": float(critic.conservative.detach().mean()),
+            "train/conservative_gap": float(critic.gap.gap.detach().mean()),
+        }
+        if self.config.calibrate:
+            metrics["train/calibration_rate"] = float(critic.gap.calibrated)
+        if self.config.target_gap is not None:
+            metrics["train/multiplier"] = float(lagrange_multiplier(self.log_multiplier.detach()))
+        return metrics
 
     def _alpha(self, batch: TransitionBatch) -> float:
         online = self.config.alpha_online

@@ -76,7 +76,7 @@ class RLPDLearner:
         if self._due():
             metrics = core.critic_metrics(batch, critic.td, critic.q_data, norm)
             metrics["train/critic_loss"] = float(critic.loss.detach()) / core.critics.members
-        if (actor.updates + 1) % self.config.actor_every == 0:
+        if not core.actor_waits and (actor.updates + 1) % self.config.actor_every == 0:
             noise = actor.noise(len(batch), core.policy.config.action_size)
             objective = core.actor_objective(batch, encoded.features.detach(), noise, reduction="mean")
             norm = core.actor_backward(objective, batch)

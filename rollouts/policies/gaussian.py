@@ -140,18 +140,17 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
     Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905, appendix C.
     """
     u = mean + log_std.exp() * noise
-    density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    return torch.tanh(u), (density - _log_slope(u)).sum(-1)
+    return torch.tanh(u), _log_density(u, log_std, noise)
 
 
 def log_density(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     """Log-density [...] of given ``actions`` [..., A], in nats; their absolute values are cut at ``ACTION_LIMIT``."""
     u = torch.atanh(actions.clamp(-ACTION_LIMIT, ACTION_LIMIT))
-    noise = (u - mean) * (-log_std).exp()
-    density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    return (density - _log_slope(u)).sum(-1)
+    return _log_density(u, log_std, (u - mean) * (-log_std).exp())
 
 
-def _log_slope(u: Tensor) -> Tensor:
-    """``log(1 - tanh(u)^2)``."""
-    return 2 * (math.log(2) - u - softplus(-2 * u))
+def _log_density(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """Of ``tanh(u)``: the normal's, minus the logarithm of the slope of tanh; constants are added last, and once."""
+    constant = u.shape[-1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
+    varying = 0.5 * noise.square() + log_std - 2 * (u + softplus(-2 * u))
+    return -varying.sum(-1) - constant

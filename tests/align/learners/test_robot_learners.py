@@ -150,6 +150,24 @@ def test_a_warm_start_imitates_and_touches_nothing_else(name: str, tmp_path: Pat
     assert not same(core.critics.state_dict(), before)
 
 
+@pytest.mark.parametrize("name", CRITICS)
+def test_critics_may_learn_alone_before_the_actor_listens(name: str, tmp_path: Path) -> None:
+    settings = common(4, actor(bc=BCConfig(warm_start=1)), critic_warm_start=2)
+    if name == "rlpd":
+        learner: Any = RLPDLearner(policy(), RLPDConfig(common=settings), Folder(tmp_path))
+    else:
+        gap = 0.8 if name == "lagrange" else None
+        learner = CalQLLearner(policy(), CalQLConfig(common=settings, n_actions=2, target_gap=gap), Folder(tmp_path))
+    actors, critics, metrics = [], [], []
+    for i in range(4):
+        metrics.append(learner.update(batch(i)))
+        actors.append([p.detach().clone() for p in (*learner.core.actor.parameters, learner.core.log_temperature)])
+        critics.append([p.detach().clone() for p in learner.core.critic_parameters])
+    assert [same(a, b) for a, b in pairwise(actors)] == [True, True, False]
+    assert [same(a, b) for a, b in pairwise(critics)] == [False, False, False]
+    assert ["train/actor_loss" in m for m in metrics] == [False, False, False, True]
+
+
 def test_imitation_is_of_what_is_worth_it_alone(tmp_path: Path) -> None:
     learner = bc(tmp_path)
     data = batch()
