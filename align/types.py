@@ -1,5 +1,6 @@
-"""What learning consumes. ``B`` pairs, ``L`` tokens of a packed row."""
+"""What learning consumes. ``B`` pairs or transitions, ``L`` tokens of a packed row."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,3 +41,33 @@ class PairLogps:
     policy_rejected: Tensor
     ref_chosen: Tensor
     ref_rejected: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionBatch:
+    """``B`` transitions of a robot, for one update.
+
+    ``observations`` and ``next_observations`` map the keys of :mod:`rollouts.envs.types` to [B, ...], images as uint8.
+    ``instructions`` [B, I] are embeddings of what the robot was told, ``I`` 0 where it is told nothing. ``actions`` are
+    [B, A]. ``rewards`` [B] are those of one decision, or the discounted sum of several. ``discounts`` [B] multiply the
+    value of the next observation: gamma to the number of those decisions, 0 where the task is over; a cut is not an
+    end. ``mc_returns`` [B] are the behaviour's Monte-Carlo returns-to-go. ``is_offline`` and ``imitate`` [B] are bool:
+    from prior data, and worth imitating. ``policy_versions`` [B] (int64) say which weights acted.
+    """
+
+    observations: Mapping[str, Tensor]
+    next_observations: Mapping[str, Tensor]
+    instructions: Tensor
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    mc_returns: Tensor
+    is_offline: Tensor
+    imitate: Tensor
+    policy_versions: Tensor
+    step: int
+    """The loop step that learns from them."""
+
+    def __len__(self) -> int:
+        """``B``."""
+        return len(self.actions)

@@ -24,6 +24,7 @@ HOME = {
     "gymnasium": "rollouts.envs.",
     "mujoco": "rollouts.envs.",
     "metaworld": "rollouts.envs.",
+    "minari": "rollouts.envs.",
     "wandb": "align.tracking.",
     "fastapi": "rewards.serve.",
 }

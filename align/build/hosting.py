@@ -37,6 +37,13 @@ def host_engine(place: Any, cluster: Cluster, factory: Callable[[], Any], name: 
     return _host(place, cluster, factory, name, cluster.engine_resources, max_restarts=3)
 
 
+def host_collector(place: Any, cluster: Cluster, factory: Callable[[], Any], name: str) -> Any:
+    """A robot's collector. One that comes back has lost its scene: the run ends, and continues from its checkpoint."""
+    if cluster.type == "local":
+        return place.host(factory, name=name)
+    return _host(place, cluster, factory, name, cluster.engine_resources, max_restarts=0)
+
+
 def host_learner(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> Any:
     """The learner. One that comes back has lost what it learned: the run ends, and continues from its checkpoint."""
     if cluster.type == "local":

@@ -80,41 +80,15 @@ class PreferenceRun:
         self.parts = self._parts(supervisor, judging, labeller, mixer, tracker)
 
     def execute(self) -> None:
-        from align.loop import Schedule
-        from align.loop import run as loop
-        from align.tracking.report import SUMMARY_JSON, SUMMARY_TEXT
+        from align.build import looping
 
         schedule = self.recipe.schedule
-        stateful = {name: getattr(self.parts, name) for name in self.parts.__dataclass_fields__}
-        checkpoint = self.folder.latest()
-        start = 0
-        if checkpoint is not None:
-            start = self.folder.load(checkpoint, stateful, self.cluster.apply)
-            # The engine was built with the model's own weights; it gets those it had at the checkpoint.
-            if start < schedule.total_steps:
-                self.parts.collector.load_weights(self.learner.weights())
-
-        # What says that the run has ended is gone before it goes on, so that a kill cannot leave it beside newer steps.
-        for name in (SUMMARY_JSON, SUMMARY_TEXT):
-            (self.folder.path / name).unlink(missing_ok=True)
-
-        def save(step: int) -> None:
-            with self.parts.tracker.phase("checkpoint"):
-                self.folder.save(step, stateful, self.cluster.apply, schedule.keep_checkpoints)
-
+        start = looping.restore(self.parts, self.folder, self.cluster)
+        # The engine was built with the model's own weights; it gets those it had at the checkpoint.
+        if 0 < start < schedule.total_steps:
+            self.parts.collector.load_weights(self.learner.weights())
         with self.parts.tracker:
-            loop(
-                self.parts,
-                Schedule(
-                    total_steps=schedule.total_steps,
-                    offline_steps=schedule.offline_steps,
-                    sync_every=schedule.sync_every,
-                    evaluate_every=schedule.evaluate_every,
-                    checkpoint_every=schedule.checkpoint_every,
-                ),
-                save,
-                start,
-            )
+            looping.run(self.parts, schedule, self.folder, self.cluster, start)
             self._save_policy("policy")
             if self.recipe.learner.intruders:
                 report = self.cluster.apply(self.learner, _intruders)

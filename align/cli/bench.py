@@ -64,3 +64,24 @@ def bench_logps(
     from align.bench.logps import main as measure
 
     return measure(model, repeats)
+
+
+@app.command("robot")
+@command
+def bench_robot(
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "robofume.yaml",
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(help="So many, from 0.")] = 5,
+    variants: Annotated[str, typer.Option(help="Names with commas: recipe, true reward, CQL, RLPD, no prior data.")] = (
+        "recipe,true reward,CQL,RLPD,no prior data"
+    ),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the runs; one that is there goes on.")] = Path(
+        "runs/bench/robot"
+    ),
+    workers: Annotated[int, typer.Option(help="Runs at a time, a thread each.")] = 2,
+) -> int:
+    """Run a robot recipe and its ablations with several seeds: success with intervals, after each phase."""
+    from align.bench.robot import main as measure
+
+    names = [name.strip() for name in variants.split(",")]
+    return measure(recipe, range(seeds), names, out, overrides=overrides or [], workers=workers)

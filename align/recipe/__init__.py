@@ -12,6 +12,7 @@ from align.recipe.bandit import BanditRecipe
 from align.recipe.base import KeyPath, Section
 from align.recipe.polar import PolarCorpusRecipe, PolarRecipe, PolarScalingRecipe
 from align.recipe.preference import PreferenceRecipe
+from align.recipe.robot import RobotRecipe
 from align.recipe.running import Common
 from align.recipe.sft import SFTRecipe
 
@@ -25,12 +26,15 @@ __all__ = [
     "PolarScalingRecipe",
     "PreferenceRecipe",
     "Recipe",
+    "RobotRecipe",
     "SFTRecipe",
     "Section",
     "schema_text",
 ]
 
-Recipe = PreferenceRecipe | SFTRecipe | BanditRecipe | PolarCorpusRecipe | PolarRecipe | PolarScalingRecipe
+Recipe = (
+    PreferenceRecipe | SFTRecipe | BanditRecipe | PolarCorpusRecipe | PolarRecipe | PolarScalingRecipe | RobotRecipe
+)
 """A recipe of any kind."""
 
 KINDS: dict[str, type[Recipe]] = {
@@ -40,6 +44,7 @@ KINDS: dict[str, type[Recipe]] = {
     "polar_corpus": PolarCorpusRecipe,
     "polar": PolarRecipe,
     "polar_scaling": PolarScalingRecipe,
+    "robot": RobotRecipe,
 }
 """Each kind's model. A recipe without a kind is a preference recipe."""
 

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.box import ROUNDED
@@ -104,6 +105,9 @@ class ConsoleSink:
             return
         # A pair tells more than a completion that nothing was learnt from.
         self._pending = sorted(rows, key=lambda row: not row.verdict)[: self._table_rows]
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Pictures are for elsewhere."""
 
     def write(self, step: int, metrics: Metrics) -> None:
         self._step = step

@@ -52,13 +52,13 @@ def plot(metrics: Path, title: str = "") -> Path:
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
         _accuracy(axes[0], history)
-        _line(axes[1], history, "Reward of the policy's samples", [("reward/mean", "mean", GREEN)])
-        _line(axes[2], history, "KL to the reference (nats)", [("objective/kl", "KL", PURPLE)])
-        _line(
+        draw_lines(axes[1], history, "Reward of the policy's samples", [("reward/mean", "mean", GREEN)])
+        draw_lines(axes[2], history, "KL to the reference (nats)", [("objective/kl", "KL", PURPLE)])
+        draw_lines(
             axes[3], history, "Loss (nats)",
             [("loss/total", "total", BLUE), ("loss/preference", "preference", ORANGE)],
         )  # fmt: skip
-        _line(
+        draw_lines(
             axes[4], history, "Implicit reward (nats)",
             [("rewards/chosen", "chosen", GREEN), ("rewards/rejected", "rejected", ORANGE)],
         )  # fmt: skip
@@ -95,7 +95,7 @@ def _drawable(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _line(axis: "Axes", history: History, title: str, lines: list[tuple[str, str, str]]) -> None:
+def draw_lines(axis: "Axes", history: History, title: str, lines: list[tuple[str, str, str]]) -> None:
     """One panel of lines; the raw values faint and their running mean strong, where there are enough to smooth."""
     axis.set_title(title)
     drawn = 0

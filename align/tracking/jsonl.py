@@ -150,6 +150,9 @@ class JsonlSink:
                 row["reward"] = None
         self._samples.append(plain)
 
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Pictures are for elsewhere."""
+
     def write(self, step: int, metrics: Metrics) -> None:
         self._metrics.append([encode(step, metrics)])
 

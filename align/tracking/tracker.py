@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -32,6 +33,10 @@ class Sink(Protocol):
 
     def samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Samples of ``step``; always before the ``write`` of that step."""
+        ...
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """A picture of ``step``; always before the ``write`` of that step."""
         ...
 
     def write(self, step: int, metrics: Metrics) -> None:
@@ -133,6 +138,12 @@ class RunTracker:
     def samples(self, rows: Iterable[SampleRow]) -> None:
         """Keeps samples of the current step; they are written by the next ``log``."""
         self._rows.extend(rows)
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Hands a picture of the current step to every sink."""
+        self._open()
+        for sink in self._sinks:
+            sink.picture(name, file, step)
 
     def log(self, step: int, *metrics: Metrics) -> None:
         """Ends the step: joins the metrics (:func:`join`), adds the timings and writes to every sink."""

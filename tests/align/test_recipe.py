@@ -552,7 +552,7 @@ def test_mistakes_inside_sections_that_may_be_left_out(recipe_file: Path, overri
 def test_a_kind_is_one_of_those_there_are(recipe_file: Path) -> None:
     assert complaints(recipe_file, "kind=stf") == [
         "override 'kind=stf': unknown kind 'stf', did you mean 'sft'? (one of: preference, sft, bandit, "
-        "polar_corpus, polar, polar_scaling)"
+        "polar_corpus, polar, polar_scaling, robot)"
     ]
     # A recipe of another kind has other keys, and the suggestions are from that kind.
     recipe_file.write_text("kind: bandit\nname: a\nbandit: {round: 3}\n", encoding="utf-8")

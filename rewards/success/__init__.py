@@ -1,0 +1,1 @@
+"""Judgement of robot episodes: whether a task was done, and what each step is then worth."""

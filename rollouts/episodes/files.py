@@ -1,0 +1,50 @@
+"""Files that are whole or absent, and the error of everything that has to do with episodes on disk."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class EpisodeError(ValueError):
+    """Episodes cannot be written, read or made; the message is one line that says what to do."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place when the block ends well.
+
+    Raises :class:`EpisodeError` where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EpisodeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, keys in the order given, no NaN."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises :class:`EpisodeError` where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EpisodeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise EpisodeError(f"{path}: not a JSON file; it is damaged, or something else wrote it") from error
+    if not isinstance(content, dict):
+        raise EpisodeError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,1 @@
+"""Networks that act, and what carries them: encoders, the Gaussian actor, and the policy that an environment sees."""

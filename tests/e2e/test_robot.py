@@ -1,0 +1,91 @@
+"""A robot's whole run through the command line: offline, then online without resets, killed, continued, on Ray."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from align.tracking.metrics import undocumented
+from tests.e2e.programs import finish, metrics, start
+
+pytestmark = pytest.mark.e2e
+
+ROBOT = "recipes/smoke/robot.yaml"
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "policy" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("robot") / "plain"
+    done = finish(f"./{ROBOT}", f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_everything_in_its_folder(plain: tuple[Path, str]) -> None:
+    folder, output = plain
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == list(range(9))
+    assert undocumented(name for row in rows for name in row if name not in ("step", "nonfinite")) == []
+    assert all("collect/episodes" not in row for row in rows[:5]), "the first four steps are offline"
+    assert all(row["collect/episodes"] == 4 for row in rows[5:])
+    assert rows[6]["buffer/offline_fraction"] == 0.5
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [phase["step"] for phase in summary["phases"].values()][:3] == [2, 4, 8]
+    assert {*summary["phases"]["online"]["success"]} == {"there", "back", "chain"}
+    assert summary["attempts"] == 16
+    for name in ("curves.png", "policy/config.json", "policy_best/config.json", "films", "prior/card.md", "wandb"):
+        assert (folder / name).exists(), name
+    assert "| online | 8 |" in output
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_killed_run_continues_bit_for_bit(plain: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start(f"./{ROBOT}", f"run.dir={folder}", "schedule.checkpoint_every=1")
+    until = time.monotonic() + 240
+    while (
+        not (folder / "checkpoints" / "step-000006").exists() and not (folder / "checkpoints" / "step-000007").exists()
+    ):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", "schedule.checkpoint_every=1")
+    assert done.returncode == 0, done.stderr
+    assert weights(folder) == weights(plain[0])
+    assert metrics(folder)[-1] == metrics(plain[0])[-1]
+
+
+@pytest.mark.slow
+def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
+    folder = tmp_path / "ray"
+    done = finish(
+        f"./{ROBOT}",
+        f"run.dir={folder}",
+        "cluster={type: ray, num_cpus: 4}",
+        "rollout.collectors=2",
+        "evaluation.films=0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder)[-1]["collect/episodes"] == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("environment={type: gym, id: No/Such-v0}", "prior.path"),
+        ("rollout.collectors=2", "cluster='{type: ray}'"),
+        ("learner={type: rlpd, critics: 2, subset: 3}", "learner.subset"),
+        ("prior.path=nowhere", "nowhere"),
+    ],
+)
+def test_bad_recipes_are_one_line_each(override: str, said: str, tmp_path: Path) -> None:
+    done = finish("align", "run", ROBOT, f"run.dir={tmp_path / 'bad'}", override)
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
