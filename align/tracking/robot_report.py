@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.intervals import wilson
 from rich.console import Console
 
 from align.checkpoint import write_atomically
@@ -15,6 +14,7 @@ from align.tracking.jsonl import METRICS_FILE, read_metrics
 from align.tracking.logs import LOG_FILE
 from align.tracking.report import SUMMARY_JSON, SUMMARY_TEXT
 from align.tracking.text import number
+from rewards.intervals import wilson
 
 FILES = {
     CURVES_FILE: "curves of the run",
