@@ -36,27 +36,23 @@ PAIRS = {
     "window": Pair(
         Task("window-open", "slide the window open"),
         Task("window-close", "slide the window closed"),
-        lookat=(0.05, 0.65, 0.18),
+        (0.05, 0.65, 0.12),
     ),
     "drawer": Pair(
-        Task("drawer-open", "pull the drawer open"),
-        Task("drawer-close", "push the drawer closed"),
-        lookat=(0.0, 0.68, 0.15),
+        Task("drawer-open", "pull the drawer open"), Task("drawer-close", "push the drawer closed"), (0.0, 0.68, 0.08)
     ),
     "door": Pair(
         Task("door-open", "open the door of the safe"),
         Task("door-close", "close the door of the safe"),
-        lookat=(0.0, 0.65, 0.18),
+        (0.0, 0.65, 0.12),
     ),
     "door-lock": Pair(
         Task("door-lock", "turn the lock of the safe down"),
         Task("door-unlock", "turn the lock of the safe up"),
-        lookat=(0.05, 0.65, 0.18),
+        (0.05, 0.65, 0.12),
     ),
     "handle": Pair(
-        Task("handle-press", "press the handle down"),
-        Task("handle-pull", "pull the handle up"),
-        lookat=(0.0, 0.65, 0.16),
+        Task("handle-press", "press the handle down"), Task("handle-pull", "pull the handle up"), (0.0, 0.65, 0.1)
     ),
 }
 
