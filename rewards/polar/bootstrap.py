@@ -96,6 +96,9 @@ def _levels(draws: Floats, mean: float, sums: Floats, sizes: Floats) -> tuple[fl
     bias = normal.inv_cdf(min(max(below, 1 / len(draws)), 1 - 1 / len(draws)))
     left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
     gaps = left_out.mean() - left_out
+    # The skew has no unit: in units of the largest gap no power of it is too small to be told from 0.
+    largest = float(np.abs(gaps).max())
+    gaps = gaps / largest if largest > 0 else gaps
     spread = float(np.sum(gaps**2))
     skew = float(np.sum(gaps**3)) / (6 * spread**1.5) if spread > 0 else 0.0
 

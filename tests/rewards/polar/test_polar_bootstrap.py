@@ -6,7 +6,7 @@ from statistics import NormalDist, fmean
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rewards.polar.bootstrap import BootstrapConfig, Estimate, cluster_mean
@@ -47,6 +47,7 @@ def test_intervals_agree_with_a_plain_form() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=12), st.integers(2, 4))
+@example([0.0, 0.0, 9.35e-126], 2)
 def test_more_triples_of_the_same_prompts_make_nothing_surer(values: list[float], times: int) -> None:
     one = cluster_mean(values, range(len(values)))
     many = cluster_mean(
