@@ -1,16 +1,15 @@
 """An evaluation in words: Markdown, tables for the terminal, and JSON."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from rewards.polar.bootstrap import Estimate
 from rewards.polar.evaluate import Measured, Report, Result
+from rewards.polar.files import finite
 from rewards.polar.variants import LENGTH_RULES
 
 NOTE = (
@@ -55,7 +54,7 @@ def to_json(report: Report) -> str:
     whole = asdict(report)
     for line, difference in zip(whole["differences"], report.differences, strict=True):
         line["verdict"] = difference.verdict
-    return json.dumps(_finite(whole), indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(finite(whole), indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def _grids(report: Report) -> Iterator[_Grid]:
@@ -101,15 +100,3 @@ def _cell(estimate: Estimate | None, form: str = ".3f") -> str:
     if estimate is None:
         return "-"
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _finite(part) for key, part in value.items()}
-        case list() | tuple():
-            return [_finite(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value

@@ -1,29 +1,18 @@
 """Files that are whole or absent."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rewards.polar.types import PolarError
+from rollouts.whole_files import replacing
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PolarError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def whole_file(path: Path) -> AbstractContextManager[Path]:
+    """A temporary path beside ``path``, which takes its place when the block ends well; :class:`PolarError` if not."""
+    return replacing(path, PolarError)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,3 +24,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON, keys in the order given, no NaN."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Plain values with None in the place of numbers that JSON does not know."""
+    match content:
+        case dict():
+            return {key: finite(part) for key, part in content.items()}
+        case list() | tuple():
+            return [finite(part) for part in content]
+        case float() if not math.isfinite(content):
+            return None
+        case _:
+            return content

@@ -5,10 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rewards.polar.bootstrap import Estimate
-from rewards.polar.files import whole_file, write_text
+from rewards.polar.files import finite, whole_file, write_text
 from rewards.success.report import SuccessReport
 
 NOTE = (
@@ -69,7 +68,7 @@ def markdown(report: SuccessReport) -> str:
 
 def to_json(report: SuccessReport) -> str:
     """The whole report; an infinite end of an interval is null."""
-    return json.dumps(_finite(asdict(report)), indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(finite(asdict(report)), indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def draw(report: SuccessReport, target: Path) -> None:
@@ -110,15 +109,3 @@ def _percent(estimate: Estimate | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _finite(part) for key, part in value.items()}
-        case list() | tuple():
-            return [_finite(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value

@@ -1,34 +1,20 @@
 """Files that are whole or absent, and the error of everything that has to do with episodes on disk."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from rollouts.whole_files import replacing
 
 
 class EpisodeError(ValueError):
     """Episodes cannot be written, read or made; the message is one line that says what to do."""
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place when the block ends well.
-
-    Raises :class:`EpisodeError` where the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EpisodeError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def whole_file(path: Path) -> AbstractContextManager[Path]:
+    """A temporary path beside ``path``, which takes its place if the block ends well; else :class:`EpisodeError`."""
+    return replacing(path, EpisodeError)
 
 
 def write_json(path: Path, content: Any) -> None:
