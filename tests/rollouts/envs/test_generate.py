@@ -60,6 +60,17 @@ def test_what_is_asked_for_is_there_and_true_to_its_purpose(tmp_path: Path) -> N
             assert (np.abs(e.observations["state"][:, 2] - goal) > 0.1).all()
 
 
+def test_a_demonstration_may_hold_at_its_end(tmp_path: Path) -> None:
+    plain = made(tmp_path / "plain", failures=0)
+    held = made(tmp_path / "held", failures=4, hold=3)
+    demonstrations = [e for e in held if e.source is Source.DEMONSTRATION]
+    assert [len(e) for e in demonstrations] == [len(e) + 3 for e in plain]
+    for e, first in zip(demonstrations, plain, strict=True):
+        assert np.array_equal(e.actions[: len(first)], first.actions)
+        assert e.success.tolist() == [False] * (len(first) - 1) + [True] * 4 and e.terminated
+    assert not any(e.success.any() for e in held if e.source is Source.FAILURE)
+
+
 def test_failures_are_of_each_kind_in_turn(tmp_path: Path) -> None:
     failures = [e for e in made(tmp_path, demonstrations=0, failures=5) if e.source is Source.FAILURE]
     kinds = {task: [e.metadata["kind"] for e in failures if e.task.name == task] for task in ("there", "back")}
