@@ -4,6 +4,8 @@ from typing import Any
 
 from align.build import robot_parts as parts
 from align.build.hosting import connect_to, host_collector, host_learner
+from align.build.robot_reward import success_model
+from align.build.robot_scene import scene_name
 from align.build.session import Session
 from align.recipe.robot import RobotRecipe, TruthReward
 
@@ -40,7 +42,7 @@ class RobotRun:
         from rollouts.envs.group import EnvCollectorGroup
 
         recipe, session, path = self.recipe, self.session, self.folder.path
-        session.say(f"environment {parts.scene_name(recipe.environment)}")
+        session.say(f"environment {scene_name(recipe.environment)}")
         scene = parts.look_at(recipe)
         session.say("prior data")
         prior = parts.prior_episodes(recipe, path, session.say)
@@ -48,14 +50,14 @@ class RobotRun:
         reward = None
         if not isinstance(recipe.reward, TruthReward):
             session.say(f"reward model ({recipe.reward.type})")
-            reward = parts.success_model(recipe, prior, path, session.say)
+            reward = success_model(recipe, prior, path, session.say)
         labeller = SuccessLabeller(parts.label_config(recipe))
         labelled, _ = labeller.label(prior, 0)
         config = parts.policy_config(recipe, scene, instructions)
         mixer = parts.mixer(recipe, labelled, instructions, scene)
         tracker = session.tracker(
             recipe.schedule.total_steps,
-            {"environment": parts.scene_name(recipe.environment), "runs on": recipe.cluster.type},
+            {"environment": scene_name(recipe.environment), "runs on": recipe.cluster.type},
         )
         session.quiet()
         self.cluster = connect_to(recipe.cluster, path / "logs")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from align.recipe.robot import BackboneReward, Environment, RobotRecipe, TruthReward
+from align.build.robot_reward import Reward
+from align.build.robot_scene import open_scene, scene_name
+from align.recipe.robot import RobotRecipe, TruthReward
 from align.tracking.jsonl import METRICS_FILE, read_metrics
 from rollouts.envs.types import IMAGE, STATE, Episode, Source, Task, only
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from align.tracking.tracker import RunTracker
     from rewards.success.labeller import SuccessLabelConfig
     from rewards.success.types import LabelledEpisode
-    from rollouts.envs.api import SceneEnv
     from rollouts.envs.reset_free import ResetFreeConfig
     from rollouts.envs.rollout import Acting
     from rollouts.policies.actor import ActorPolicy
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
 Instructions = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 
-REPORT = "report"
-"""Folder of the success model's report, inside the model's."""
-
-HAND = (0, 1, 2)
-"""Where a Meta-World state has the hand's position."""
-
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -40,34 +35,6 @@ class Scene:
     tasks: tuple[Task, ...]
     state_size: int
     action_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """A trained success model in a folder, and how its word is taken."""
-
-    folder: Path
-    detector: Any
-    boxes: Mapping[str, Any]
-
-
-def scene_name(environment: Environment) -> str:
-    """The name that :func:`rollouts.envs.make.make_env` knows it by."""
-    match environment.type:
-        case "metaworld":
-            return f"metaworld:{environment.pair}"
-        case "gym":
-            return f"gym:{environment.id}"
-        case "point":
-            return "point"
-
-
-def open_scene(environment: Environment, *, image: bool) -> "SceneEnv":
-    """The recipe's environment, with pictures where they are needed."""
-    from rollouts.envs.make import make_env
-
-    repeat = environment.action_repeat if environment.type == "metaworld" else 1
-    return make_env(scene_name(environment), image=image, image_size=environment.image_size, repeat=repeat)
 
 
 def look_at(recipe: RobotRecipe) -> Scene:
@@ -149,90 +116,6 @@ def instructions(recipe: RobotRecipe, scene: Scene, prior: Sequence[Episode]) ->
             return embedding_table(TextInstructions(MINILM), words)
         case name:
             return embedding_table(TextInstructions(name), words)
-
-
-def success_model(recipe: RobotRecipe, prior: Sequence[Episode], folder: Path, say: Say) -> Reward:
-    """A success model trained on the prior data, or the one that an earlier start has trained; with its report."""
-    from rewards.success.detector import DetectorConfig, learn_boxes
-    from rewards.success.frames import FrameConfig, frames_of
-    from rewards.success.model import SUCCESS_FILE
-
-    section = recipe.reward
-    assert not isinstance(section, TruthReward)
-    path = folder / "reward"
-    if not (path / SUCCESS_FILE).exists():
-        model = _untrained(recipe)
-        fitted = model.fit(frames_of(prior, FrameConfig(section.positive_frames, section.ambiguous_frames)))
-        model.save(path)
-        for name, value in sorted(fitted.items()):
-            if name.endswith(("threshold", "rate")):
-                say(f"{name} {value:.4f} on episodes that a head has not seen")
-    boxes = {}
-    if section.hand_margin is not None:
-        boxes = dict(learn_boxes(prior, HAND, section.hand_margin, section.positive_frames))
-    config = DetectorConfig(section.threshold, section.consecutive, section.min_steps)
-    reward = Reward(path.resolve(), config, boxes)
-    _report(recipe, reward, path, say)
-    return reward
-
-
-def _untrained(recipe: RobotRecipe) -> Any:
-    section = recipe.reward
-    if isinstance(section, BackboneReward):
-        from rewards.success.backbone import BackboneConfig, BackboneModel
-
-        return BackboneModel(BackboneConfig(max_false_positive_rate=section.max_false_positive_rate, seed=recipe.seed))
-    from rewards.success.vlm import LoraSettings, VLMConfig, VLMModel
-
-    assert not isinstance(section, TruthReward)
-    return VLMModel(
-        VLMConfig(
-            model=section.model,
-            question=section.question,
-            max_false_positive_rate=section.max_false_positive_rate,
-            lora=LoraSettings(rank=section.lora_rank, steps=section.lora_steps),
-            seed=recipe.seed,
-        )
-    )
-
-
-def _report(recipe: RobotRecipe, reward: Reward, path: Path, say: Say) -> None:
-    """The success model on scripted attempts that it has not seen, against the simulator's truth; told, not used."""
-    if recipe.environment.type == "gym" or (path / REPORT).exists():
-        return
-    from rewards.success.load import load_model
-    from rewards.success.report import judge_episodes, success_report
-    from rewards.success.report_files import write_report
-    from rollouts.envs.api import derive_seed
-    from rollouts.envs.experts import expert
-    from rollouts.envs.rollout import Acting, from_hard_resets
-
-    model = load_model(reward.folder)
-    env = open_scene(recipe.environment, image=True)
-    try:
-        episodes = [
-            episode
-            for noise in (0.1, 0.5)
-            for task in env.tasks
-            for episode in from_hard_resets(
-                Acting(env, expert(task.name, noise)),
-                5,
-                recipe.environment.horizon,
-                derive_seed(recipe.seed, "reward report", str(noise)),
-                [task.name],
-                hold=10,  # a detector is late, and may be
-            )
-        ]
-    finally:
-        env.close()
-    report = success_report(
-        judge_episodes(model, episodes),
-        (0.5, 0.9, 0.98),
-        {"the run's detector": (reward.detector, reward.boxes)},
-        lambda name: model.threshold(next(task for task in env.tasks if task.name == name)),
-    )
-    write_report(report, path / REPORT)
-    say(f"how good the reward is: {path / REPORT}")
 
 
 def label_config(recipe: RobotRecipe) -> "SuccessLabelConfig":

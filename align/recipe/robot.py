@@ -342,6 +342,8 @@ def _conflicts(recipe: RobotRecipe) -> Iterator[tuple[KeyPath, str]]:
         yield ("schedule", "offline_steps"), f"is more than schedule.total_steps ({recipe.schedule.total_steps})"
     if bool(prior.other_scenes) != bool(prior.other_demonstrations):
         yield ("prior", "other_demonstrations"), "goes together with prior.other_scenes: give both or none"
+    if scene.type != "metaworld" and recipe.reward.type != "truth" and recipe.reward.hand_margin is not None:
+        yield ("reward", "hand_margin"), "needs a state that begins with the hand's place: Meta-World's does"
     if scene.type != "metaworld" and prior.other_scenes:
         yield ("prior", "other_scenes"), "are Meta-World's, and the environment is another"
     if learner.type == "rlpd" and learner.subset > learner.critics:

@@ -62,6 +62,19 @@ def test_a_killed_run_continues_bit_for_bit(plain: tuple[Path, str], tmp_path: P
     assert metrics(folder)[-1] == metrics(plain[0])[-1]
 
 
+def test_a_reward_learnt_from_images_ends_attempts_and_is_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "learned"
+    reward = "reward={type: backbone, consecutive: 1, max_false_positive_rate: 0.1}"
+    short = ("prior.failures=4", "evaluation.films=0", "tracking.wandb.mode=disabled", "schedule.total_steps=5")
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", reward, *short)
+    assert done.returncode == 0, done.stderr
+    last = metrics(folder)[-1]
+    assert {"collect/detected_success", "collect/false_positive_rate"} <= last.keys()
+    report = (folder / "reward" / "report" / "success.md").read_text()
+    assert "| there |" in report and "FNR" in report and "the run's detector" in report
+    assert (folder / "reward" / "heads.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "ray"
@@ -83,6 +96,7 @@ def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
         ("rollout.collectors=2", "cluster='{type: ray}'"),
         ("learner={type: rlpd, critics: 2, subset: 3}", "learner.subset"),
         ("prior.path=nowhere", "nowhere"),
+        ("reward={type: backbone, hand_margin: 0.1}", "reward.hand_margin"),
     ],
 )
 def test_bad_recipes_are_one_line_each(override: str, said: str, tmp_path: Path) -> None:
