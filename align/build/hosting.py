@@ -53,6 +53,21 @@ def host_learner(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> An
     return _host(place, cluster, factory, "learner", cluster.learner_resources, max_restarts=0)
 
 
+def end_learner(place: Any, learner: Any) -> None:
+    """Takes back the published weights, also where the learner's process has died and cannot do it itself."""
+    from cluster.host import HostError
+    from cluster.weights import SHARED_MEMORY, sweep
+
+    try:
+        place.apply(learner, _close)
+    except HostError:
+        sweep(SHARED_MEMORY)
+
+
+def _close(part: Any) -> None:
+    part.close()
+
+
 def host_reward(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> Any:
     """A reward model, which is built again when its process ends: it has no state."""
     if cluster.type == "local":

@@ -8,7 +8,7 @@ from typing import Any
 from align import recipe as schema
 from align.absent import NoEvaluation, NoExperience
 from align.build import text
-from align.build.hosting import connect_to, host_engine, host_learner
+from align.build.hosting import connect_to, end_learner, host_engine, host_learner
 from align.build.judging import Judging
 from align.build.mixing import mixer as build_mixer
 from align.build.session import Session
@@ -76,7 +76,7 @@ class PreferenceRun:
         supervisor = self._supervisor(rollout) if rollout else None
         judging.open(self.cluster)
         self.learner = host_learner(self.cluster, recipe.cluster, self._learner_factory())
-        session.stack.callback(self._end_learner)
+        session.stack.callback(end_learner, self.cluster, self.learner)
         self.parts = self._parts(supervisor, judging, labeller, mixer, tracker)
 
     def execute(self) -> None:
@@ -126,16 +126,6 @@ class PreferenceRun:
                 self.heldout = text.evaluator(recipe, judging.checker, judging.watched, sampling, supervisor)
                 evaluator = self.best = BestIterate(self.heldout, lambda _: self._save_policy("policy_best"))
         return Parts(collector, labeller, mixer, self.learner, evaluator, tracker)
-
-    def _end_learner(self) -> None:
-        """Takes back the published weights, also where the learner's process has died and cannot do it itself."""
-        from cluster.host import HostError
-        from cluster.weights import SHARED_MEMORY, sweep
-
-        try:
-            self.cluster.apply(self.learner, _close_learner)
-        except HostError:
-            sweep(SHARED_MEMORY)
 
     def _save_policy(self, name: str) -> None:
         folder = (self.folder.path / name).resolve()
@@ -192,10 +182,6 @@ def _save_policy(learner: Any, model_path: str, folder: str) -> None:
     load_tokenizer(Path(model_path)).save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-
-
-def _close_learner(learner: Any) -> None:
-    learner.close()
 
 
 def _intruders(learner: Any) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from align.build import robot_parts as parts
-from align.build.hosting import connect_to, host_collector, host_learner
+from align.build.hosting import connect_to, end_learner, host_collector, host_learner
 from align.build.robot_reward import success_model
 from align.build.robot_scene import scene_name
 from align.build.session import Session
@@ -87,6 +87,7 @@ class RobotRun:
         self.learner = host_learner(
             self.cluster, recipe.cluster, parts.learner_factory(recipe, config, mixer.offline.states(), recipe.name)
         )
+        session.stack.callback(end_learner, self.cluster, self.learner)
         collector = EnvCollectorGroup(collectors, [follow])
         self.parts = Parts(collector, labeller, mixer, self.learner, self.best, tracker)
 

@@ -87,6 +87,7 @@ def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert metrics(folder)[-1]["collect/episodes"] == 8
+    assert not list(Path("/dev/shm").glob("polestar-robot-tiny-*")), "the learner's weights are taken back"
 
 
 @pytest.mark.parametrize(
