@@ -28,7 +28,7 @@ class HeadConfig:
     the ``learning_rate`` falls along a cosine. Batches hold as many examples done as undone.
 
     A linear head on all cells learns from five demonstrations where the object stood in those five: on fresh layouts it
-    misses three times as many successes at the same rate of false positives (measured on Meta-World's window).
+    misses two to three times as many successes at the same rate of false positives (measured on Meta-World's window).
     """
 
     filters: int = 16
