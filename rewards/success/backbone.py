@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from rewards.success.calibration import choose_threshold, fit_temperature, sigmoid
 from rewards.success.errors import SuccessError
-from rewards.success.features import Backbone, build_features, grid_features
+from rewards.success.features import Backbone, build_features, grid_maps
 from rewards.success.frames import Integers, LabelledFrames, episode_folds
-from rewards.success.head import Head, HeadConfig, head_logits, train_head
+from rewards.success.head import Head, HeadConfig, Views, head_logits, train_head
 from rewards.success.model import Probabilities, images_of, write_folder
 from rollouts.envs.types import IMAGE, STATE, Observation, Task
 
@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class BackboneConfig:
-    """``backbone``: see :func:`rewards.success.features.build_features`; ``blocks`` of it, averaged to ``grid`` by
-    ``grid`` cells. ``state_dimensions`` of the robot's state go to the head beside them (none: images alone).
+    """``backbone``: see :func:`rewards.success.features.build_features`; ``blocks`` of it, averaged to at most ``grid``
+    cells on a side. ``state_dimensions`` of the robot's state go to the head beside them (none: images alone).
 
     ``views`` copies of each training frame, the first as it is and the others moved by up to ``shift`` pixels, have
     their features computed once. ``folds`` heads are trained for each task, each without one part of the episodes: they
@@ -34,12 +34,12 @@ class BackboneConfig:
 
     backbone: Backbone = "auto"
     blocks: int = 5
-    grid: int = 6
+    grid: int = 11
     state_dimensions: tuple[int, ...] = ()
     views: int = 4
     shift: int = 3
     folds: int = 5
-    max_false_positive_rate: float = 0.002
+    max_false_positive_rate: float = 0.005
     least_threshold: float = 0.5
     head: HeadConfig = field(default_factory=HeadConfig)
     seed: int = 0
@@ -74,8 +74,9 @@ class BackboneModel:
         """See :class:`rewards.success.model.SuccessModel`."""
         judge = self._judge(task)
         images = images_of(observations, IMAGE)
-        rows = self._rows(grid_features(self._features, images, self.config.grid), observations.get(STATE))
-        logits = np.stack([head_logits(head, rows) for head in judge.heads]).astype(np.float64)
+        maps = grid_maps(self._features, images, self.config.grid)[:, None]
+        seen = Views(maps.astype(np.float16), self._states(observations.get(STATE), len(images)))
+        logits = np.stack([head_logits(head, seen) for head in judge.heads]).astype(np.float64)
         return sigmoid(logits.mean(0) / judge.temperature).astype(np.float32)
 
     def threshold(self, task: Task) -> float:
@@ -132,7 +133,7 @@ class BackboneModel:
             for place in range(task["heads"]):
                 start = f"{name}/{place}/"
                 state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-                head = Head(len(state["mean"]), model.config.head)
+                head = Head(len(state["mean"]), len(state["state_mean"]), model.config.head)
                 head.load_state_dict(state)
                 heads.append(head.eval().requires_grad_(False))
             model._judges[name] = _Judge(tuple(heads), task["temperature"], task["threshold"])
@@ -152,20 +153,21 @@ class BackboneModel:
             raise SuccessError(f"task '{task.name}' was not among those fitted ({known}); fit it with demonstrations")
         return self._judges[task.name]
 
-    def _views(self, frames: LabelledFrames) -> Floats:
-        """[F, V, D] of every frame; the first view is the frame as it is."""
+    def _views(self, frames: LabelledFrames) -> Views:
+        """Every frame of ``frames``; the first view is the frame as it is."""
         config = self.config
         rng = np.random.default_rng([config.seed, 5])
         made = []
         for view in range(config.views if config.shift else 1):
             shifts = rng.integers(-config.shift, config.shift + 1, (len(frames.images), 2)) if view else None
-            made.append(self._rows(grid_features(self._features, frames.images, config.grid, shifts), frames.states))
-        return np.stack(made, axis=1)
+            made.append(grid_maps(self._features, frames.images, config.grid, shifts).astype(np.float16))
+        return Views(np.stack(made, axis=1), self._states(frames.states, len(frames.images)))
 
-    def _rows(self, features: Floats, states: NDArray[Any] | None) -> Floats:
+    def _states(self, states: NDArray[Any] | None, count: int) -> Floats:
+        """The wanted dimensions [N, S]."""
         dimensions = self.config.state_dimensions
         if not dimensions:
-            return features
+            return np.zeros((count, 0), np.float32)
         if states is None:
             raise SuccessError(
                 f"this model reads state dimensions {list(dimensions)}; give observations with '{STATE}'"
@@ -173,10 +175,11 @@ class BackboneModel:
         if states.shape[-1] <= max(dimensions):
             raise SuccessError(f"states have {states.shape[-1]} dimensions, and state_dimensions asks for "
                                f"{max(dimensions)}; numbers start at 0")  # fmt: skip
-        return np.concatenate((features, states[:, list(dimensions)].astype(np.float32)), axis=1)
+        chosen: Floats = states[:, list(dimensions)].astype(np.float32)
+        return chosen
 
     def _fit_task(
-        self, frames: LabelledFrames, examples: Integers, views: Floats, index: int
+        self, frames: LabelledFrames, examples: Integers, views: Views, index: int
     ) -> tuple[_Judge, dict[str, float]]:
         config = self.config
         fold = episode_folds(frames, examples, config.folds, config.seed)
@@ -186,7 +189,7 @@ class BackboneModel:
         for part in range(int(fold.max()) + 1):
             seed = int(np.random.default_rng([config.seed, index, part]).integers(2**31))
             heads.append(train_head(rows[fold != part], done[fold != part], config.head, seed))
-            held_out[fold == part] = head_logits(heads[-1], rows[fold == part, 0])
+            held_out[fold == part] = head_logits(heads[-1], rows[fold == part])
         temperature = fit_temperature(held_out, done)
         probabilities = sigmoid(held_out.astype(np.float64) / temperature)
         threshold = choose_threshold(probabilities, done, config.max_false_positive_rate, config.least_threshold)

@@ -26,7 +26,7 @@ class Features(Protocol):
     channels: int
 
     def maps(self, images: Tensor) -> Tensor:
-        """Float [N, C, h, w] of images, float 0 to 255 [N, 3, H, W], about one cell for ``STRIDE`` pixels."""
+        """Float [N, C, h, w] of images, float 0 to 255 [N, 3, H, W], a cell for each ``STRIDE`` pixels begun."""
         ...
 
 
@@ -103,19 +103,20 @@ class RandomFeatures:
 
 
 @torch.no_grad()
-def grid_features(
+def grid_maps(
     features: Features, images: NDArray[np.uint8], grid: int, shifts: NDArray[np.int64] | None = None, batch: int = 8
 ) -> NDArray[np.float32]:
-    """[N, C * grid * grid] of images uint8 [N, H, W, 3]: the maps, averaged to ``grid`` by ``grid`` cells.
+    """[N, C, h, w] of images uint8 [N, H, W, 3]: the maps, averaged to at most ``grid`` cells on a side.
 
     ``shifts`` [N, 2] moves each image by whole pixels (down, right), borders repeated, before it is looked at.
     """
-    made = [np.zeros((0, features.channels * grid * grid), np.float32)]
+    cells = [min(grid, -(-size // STRIDE)) for size in images.shape[1:3]]
+    made = [np.zeros((0, features.channels, *cells), np.float32)]
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float()
         if shifts is not None:
             x = shifted(x, torch.from_numpy(shifts[start : start + batch]))
-        made.append(adaptive_avg_pool2d(features.maps(x), grid).flatten(1).numpy())
+        made.append(adaptive_avg_pool2d(features.maps(x), (cells[0], cells[1])).numpy())
     return np.concatenate(made)
 
 

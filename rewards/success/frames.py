@@ -19,15 +19,16 @@ Integers = NDArray[np.int64]
 class FrameConfig:
     """Which frames are examples of what.
 
-    The last ``positive_frames`` of a demonstration show its task done (RoboFuME's relabelling takes 3). The
-    ``ambiguous_frames`` before them are left out: the task may have been done there already. All earlier frames, and
-    every frame of a failure, show it undone. ``other_tasks``: the end of another task's demonstration shows this task
-    undone too, which holds for a forward and backward pair and for tasks of different scenes, and not where two tasks
-    of one scene can be done at once.
+    The last ``positive_frames`` of a demonstration show its task done (RoboFuME's relabelling takes 3): it should go on
+    for as many steps after success, or some of them do not. The ``ambiguous_frames`` before them are left out: the task
+    may have been done there already. All earlier frames, and every frame of a failure, show it undone.
+
+    ``other_tasks``: the end of another task's demonstration shows this task undone too, which holds for a forward and
+    backward pair and for tasks of different scenes, and not where two tasks of one scene can be done at once.
     """
 
     positive_frames: int = 3
-    ambiguous_frames: int = 0
+    ambiguous_frames: int = 1
     other_tasks: bool = True
 
     def __post_init__(self) -> None:

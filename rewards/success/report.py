@@ -121,7 +121,10 @@ def success_report(
     """Rates for each task and over all of them.
 
     ``detectors`` names settings and state boxes; a detector without a threshold takes ``own_threshold(task name)``,
-    the model's own. Intervals are 95%, by resampling episodes. Raises :class:`SuccessError` where nothing was judged.
+    the model's own. Intervals are 95%, by resampling episodes. Held-out episodes must go on for a few steps after their
+    success: a detector that asks for several frames in a row has none to see where they stop at the first.
+
+    Raises :class:`SuccessError` where nothing was judged.
     """
     if not judged:
         raise SuccessError("there are no judged episodes to report on; give held-out episodes")

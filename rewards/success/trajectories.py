@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.success.errors import SuccessError
-from rewards.success.features import Backbone, build_features, grid_features
+from rewards.success.features import Backbone, build_features, grid_maps
 from rollouts.envs.types import IMAGE, STATE, Episode
 
 Floats = NDArray[np.float32]
@@ -21,7 +21,7 @@ BASELINES = ("trajectory L2", "final L2")
 @dataclass(frozen=True, slots=True)
 class TrajectoryConfig:
     """What of an episode is looked at: its ``state`` (all dimensions, or ``state_dimensions``), or frozen features of
-    its ``image`` averaged to ``grid`` by ``grid`` cells; at ``length`` points, evenly spread over its time."""
+    its ``image`` averaged to at most ``grid`` by ``grid`` cells; at ``length`` points, evenly spread over its time."""
 
     source: Literal["state", "image"] = "state"
     state_dimensions: tuple[int, ...] = ()
@@ -73,7 +73,8 @@ class TrajectoryReader:
         if key not in episode.observations:
             raise SuccessError(f"episode '{episode.id}' has no '{key}'; record it or use another source")
         if self._features is not None:
-            return grid_features(self._features, episode.observations[IMAGE], self.config.grid)
+            maps = grid_maps(self._features, episode.observations[IMAGE], self.config.grid)
+            return maps.reshape(len(maps), -1)
         states = episode.observations[STATE].astype(np.float32)
         return states[:, list(self.config.state_dimensions)] if self.config.state_dimensions else states
 

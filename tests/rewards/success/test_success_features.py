@@ -10,7 +10,7 @@ from rewards.success.features import (
     EfficientNetLite0,
     RandomFeatures,
     build_features,
-    grid_features,
+    grid_maps,
     installed,
     shifted,
 )
@@ -45,18 +45,19 @@ def test_any_size_of_image_has_a_cell_for_eight_pixels(size: int) -> None:
 def test_features_do_not_depend_on_the_batch(name: module.Backbone) -> None:
     network = build_features(name, 5)
     images = np.random.default_rng(0).integers(0, 256, (11, 48, 48, 3), dtype=np.uint8)
-    rows = grid_features(network, images, 3)
-    assert rows.shape == (11, network.channels * 9)
+    rows = grid_maps(network, images, 3)
+    assert rows.shape == (11, network.channels, 3, 3)
     assert rows.dtype == np.float32
-    alone = np.concatenate([grid_features(network, images[i : i + 1], 3) for i in range(11)])
+    alone = np.concatenate([grid_maps(network, images[i : i + 1], 3) for i in range(11)])
     np.testing.assert_allclose(rows, alone, atol=1e-4, rtol=1e-4)
-    assert grid_features(network, images[:0], 3).shape == (0, network.channels * 9)
+    assert grid_maps(network, images[:0], 3).shape == (0, network.channels, 3, 3)
+    assert grid_maps(network, images[:1], 99).shape == (1, network.channels, 6, 6)  # a cell for 8 pixels, no more
 
 
 def test_random_features_are_the_same_every_time_and_see_colour() -> None:
     images = np.zeros((2, 16, 16, 3), np.uint8)
     images[1, ..., 0] = 255
-    one, two = (grid_features(RandomFeatures(), images, 2) for _ in range(2))
+    one, two = (grid_maps(RandomFeatures(), images, 2) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert np.abs(one[0] - one[1]).max() > 0.5
 

@@ -28,12 +28,12 @@ def test_last_frames_are_done_and_those_before_them_left_out() -> None:
 
 def test_the_end_of_another_tasks_demonstration_shows_this_one_undone() -> None:
     pair = [episode([0.1, 0.5, 0.9]), episode([0.9, 0.5, 0.1], LEFT)]
-    frames = frames_of(pair, FrameConfig(positive_frames=1))
+    frames = frames_of(pair, FrameConfig(positive_frames=1, ambiguous_frames=0))
     rows = list(zip(frames.frame.tolist(), frames.task.tolist(), frames.done.tolist(), strict=True))
     own = [(0, 0, False), (1, 0, False), (2, 0, True), (3, 1, False), (4, 1, False), (5, 1, True)]
     assert sorted(rows) == sorted([*own, (2, 1, False), (5, 0, False)])
     assert sorted(frames.frame[frames.of(1)].tolist()) == [2, 3, 4, 5]
-    alone = frames_of(pair, FrameConfig(positive_frames=1, other_tasks=False))
+    alone = frames_of(pair, FrameConfig(positive_frames=1, ambiguous_frames=0, other_tasks=False))
     assert len(alone) == 6
 
 
@@ -61,7 +61,7 @@ def test_states_are_none_where_an_episode_has_none() -> None:
     [
         ([], "no episodes"),
         ([episode([0.1, 0.2, 0.3, 0.4], source=Source.POLICY)], "is a policy's"),
-        ([episode([0.1, 0.9])], "fewer than the 3"),
+        ([episode([0.1, 0.9])], "fewer than the 4"),
         ([replace(episode([0.1, 0.2, 0.3, 0.9]), observations={})], "has no images"),
     ],
 )

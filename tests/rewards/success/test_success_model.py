@@ -12,7 +12,7 @@ from rewards.success.backbone import BackboneConfig, BackboneModel
 from rewards.success.errors import SuccessError
 from rewards.success.features import installed
 from rewards.success.frames import FrameConfig, LabelledFrames, frames_of
-from rewards.success.head import HeadConfig, head_logits, train_head
+from rewards.success.head import HeadConfig, Views, head_logits, train_head
 from rewards.success.load import load_model
 from rewards.success.model import SuccessModel, compute_reward
 from rewards.success.vlm import LoraSettings, VLMConfig, VLMModel
@@ -20,7 +20,7 @@ from rollouts.envs.types import IMAGE, Task
 from tests.rewards.success.tiny_vlm import build_tiny_vlm
 from tests.rewards.success.toys import LEFT, RIGHT, demonstrations, failures, frames_at
 
-HEAD = HeadConfig(steps=60, learning_rate=3e-3)
+HEAD = HeadConfig(filters=8, kernel=2, steps=100, learning_rate=1e-2)
 RANDOM = BackboneConfig(backbone="random", grid=3, views=2, shift=1, folds=3, head=HEAD, max_false_positive_rate=0.0)
 WITH_STATE = BackboneConfig(backbone="random", grid=2, views=1, folds=2, head=HEAD, state_dimensions=(0,))
 IMAGENET = BackboneConfig(backbone="efficientnet-lite0", grid=3, views=2, shift=1, folds=2, head=HEAD)
@@ -120,7 +120,7 @@ def test_held_out_rates_are_those_at_the_threshold(pair: LabelledFrames) -> None
     assert metrics["fit/right/false_positive_rate"] == 0  # max_false_positive_rate is 0
     assert metrics["fit/right/threshold"] == model.threshold(RIGHT) >= 0.5
     assert metrics["fit/right/done"] == 15
-    assert metrics["fit/right/undone"] == 5 * 8 + 4 * 9 + 15
+    assert metrics["fit/right/undone"] == 5 * 7 + 4 * 9 + 15
 
 
 def test_fitting_is_reproducible_whatever_the_global_generator(pair: LabelledFrames) -> None:
@@ -155,19 +155,37 @@ def test_heads_are_not_put_on_other_features(pair: LabelledFrames, tmp_path: Pat
         load_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize("hidden", [0, 16])
-def test_a_head_learns_a_line_from_few_positives(hidden: int) -> None:
+def test_a_head_finds_a_mark_in_places_where_it_never_was() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 1, 20)).astype(np.float32)
-    done = x[:, 0, 3] > 1.5
-    head = train_head(x, done, HeadConfig(hidden=hidden, dropout=0.1, learning_rate=1e-2), 0)
-    fresh = rng.normal(size=(400, 20)).astype(np.float32)
-    fresh[:, 3] = np.where(np.arange(400) < 200, 2.5, 0.0)
-    logits = head_logits(head, fresh)
-    assert (logits[:200] > 0).mean() > 0.8  # of about 27 positives in 20 dimensions
-    assert (logits[200:] < 0).mean() > 0.9
+    maps = rng.normal(size=(200, 1, 2, 9, 9)).astype(np.float16)
+    done = np.arange(200) < 40
+    for row in range(40):
+        maps[row, 0, 1, 2:4, 1 + row % 3] = 6  # always in the left upper part
+    head = train_head(Views(maps, np.zeros((200, 0), np.float32)), done, HeadConfig(steps=300, learning_rate=1e-2), 0)
+    fresh = rng.normal(size=(100, 1, 2, 9, 9)).astype(np.float16)
+    fresh[:50, 0, 1, 5:7, 5] = 6
+    logits = head_logits(head, Views(fresh, np.zeros((100, 0), np.float32)))
+    assert (logits[:50] > 0).mean() > 0.8
+    assert (logits[50:] < 0).mean() > 0.8
 
 
-def test_a_head_needs_both_classes() -> None:
+def test_a_head_uses_the_state_and_ignores_what_never_moved() -> None:
+    rng = np.random.default_rng(0)
+    states = np.c_[rng.normal(size=300), np.full(300, 3.0)].astype(np.float32)
+    maps = np.zeros((300, 1, 1, 3, 3), np.float16)
+    head = train_head(Views(maps, states), states[:, 0] > 1, HeadConfig(steps=300, learning_rate=1e-2), 0)
+    fresh = np.array([[2.5, 3.0], [-1.0, 3.0], [2.5, 99.0], [-1.0, -99.0]], np.float32)
+    logits = head_logits(head, Views(maps[:4], fresh))
+    assert (logits > 0).tolist() == [True, False, True, False]
+
+
+def test_what_a_head_cannot_learn_from_is_refused() -> None:
+    maps, states = np.zeros((3, 1, 1, 3, 3), np.float16), np.zeros((3, 0), np.float32)
     with pytest.raises(SuccessError, match="done and undone"):
-        train_head(np.zeros((3, 1, 2), np.float32), np.ones(3, np.bool_), HeadConfig(), 0)
+        train_head(Views(maps, states), np.ones(3, np.bool_), HeadConfig(), 0)
+    with pytest.raises(SuccessError, match="maps of 3 by 3 cells are smaller than a filter of 5"):
+        train_head(Views(maps, states), np.array([True, False, False]), HeadConfig(kernel=5), 0)
+    with pytest.raises(ValueError, match="at least 1 filter"):
+        HeadConfig(filters=0)
+    with pytest.raises(ValueError, match="dropout"):
+        HeadConfig(dropout=1.0)

@@ -106,8 +106,8 @@ def test_a_report_is_words_numbers_and_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_fitted_model_is_judged_on_held_out_episodes() -> None:
-    head = HeadConfig(steps=120)
-    model = BackboneModel(BackboneConfig(backbone="random", views=2, shift=1, head=head))
+    head = HeadConfig(filters=8, kernel=2, steps=150, learning_rate=1e-2)
+    model = BackboneModel(BackboneConfig(backbone="random", views=2, shift=1, folds=3, head=head))
     model.fit(frames_of([*demonstrations(6), *failures(6)], FrameConfig()))
     held_out = [*demonstrations(4, seed=7), *failures(4, seed=300)]
     judged = judge_episodes(model, held_out)
