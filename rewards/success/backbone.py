@@ -116,14 +116,18 @@ class BackboneModel:
     def load(cls, folder: Path, about: Mapping[str, Any]) -> "BackboneModel":
         """What :meth:`save` wrote; ``about`` is the model's description.
 
-        Raises :class:`SuccessError` where the features are not those that the heads were trained on.
+        Raises :class:`SuccessError` where the features are not those that the heads were trained on, or another version
+        has saved them.
         """
         from safetensors.torch import load_file
 
         settings = dict(about["config"])
-        settings["head"] = HeadConfig(**settings["head"])
-        settings["state_dimensions"] = tuple(settings["state_dimensions"])
-        model = cls(BackboneConfig(**settings))
+        try:
+            settings["head"] = HeadConfig(**settings["head"])
+            settings["state_dimensions"] = tuple(settings["state_dimensions"])
+            model = cls(BackboneConfig(**settings))
+        except (TypeError, KeyError) as error:
+            raise SuccessError(f"{folder}: was saved by another version of Polestar; fit it again") from error
         if model._features.name != about["features"]:
             raise SuccessError(f"{folder}: its heads were trained on {about['features']}, and here there is "
                                f"{model._features.name}; install the same backbone or fit again")  # fmt: skip

@@ -132,12 +132,22 @@ class Detector:
         """See :class:`rollouts.envs.types.SuccessDetector`."""
         if self._task is None or self._gate is None:
             raise SuccessError("the detector does not know the task yet; call reset first")
-        batch = {key: np.asarray(value)[None] for key, value in observation.items()}
-        probability = float(self._model.probabilities(batch, self._task)[0])
+        probability = self._probability(observation, self._task)
         return Detection(self._gate.step(probability, observation.get(STATE)), probability)
+
+    def at_rest(self, observation: Observation, task: Task) -> bool:
+        """See :class:`rollouts.envs.types.SuccessDetector`: the same picture again and again would add nothing."""
+        gate = self._gate_of(task, DetectorConfig(self._config.threshold, consecutive=1))
+        return gate.step(self._probability(observation, task), observation.get(STATE))
 
     def gate(self, task: Task) -> Gate:
         """A new gate for an attempt at ``task``."""
-        config = self._config
+        return self._gate_of(task, self._config)
+
+    def _probability(self, observation: Observation, task: Task) -> float:
+        batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+        return float(self._model.probabilities(batch, task)[0])
+
+    def _gate_of(self, task: Task, config: DetectorConfig) -> Gate:
         threshold = self._model.threshold(task) if config.threshold is None else config.threshold
         return Gate(config.consecutive, config.minimum_steps, threshold, self._boxes.get(task.name))

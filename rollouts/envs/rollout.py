@@ -49,14 +49,10 @@ class Acting:
             raise EnvError("attempts that end by a detector need one")
 
     def is_done(self, task: str, observation: Observation, info: Any) -> bool:
-        """Whether ``task`` looks done before anything was done for it.
-
-        A detector is shown one observation; one that wants several positives in a row calls nothing done here.
-        """
+        """Whether ``task`` looks done before anything was done for it."""
         if self.detector is None or not self.by_detector:
             return bool(info["success"])
-        self.detector.reset(named(self.env.tasks, task))
-        return self.detector.detect(observation).success
+        return self.detector.at_rest(observation, named(self.env.tasks, task))
 
     def attempt(
         self, id: str, task: Task, first: Observation, seed: int, max_steps: int, hold: int = 0, **metadata: Any

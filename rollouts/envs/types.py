@@ -99,6 +99,11 @@ class SuccessDetector(Protocol):
         """Called once after each action, in order."""
         ...
 
+    def at_rest(self, observation: Observation, task: Task) -> bool:
+        """Whether ``task`` looks done in a scene where nothing moves, of which this one look is all there is; between
+        attempts, and without a trace in them."""
+        ...
+
 
 class Policy(Protocol):
     """Acts in an environment."""

@@ -86,6 +86,16 @@ def test_an_attempt_starts_anew_and_the_probability_is_that_of_the_frame() -> No
     assert detector.detect(seen()).success
 
 
+def test_at_rest_one_frame_is_enough_and_the_attempt_knows_nothing_of_it() -> None:
+    boxes = {"right": StateBox((0,), (0.4,), (0.6,))}
+    says = (0.9, 0.9, 0.7, 0.9, 0.9)
+    detector = Detector(Told(*says), DetectorConfig(consecutive=2, minimum_steps=2), boxes)
+    assert detector.at_rest(seen(), RIGHT)
+    assert [detector.at_rest(seen(place), RIGHT) for place in (0.7, 0.5)] == [False, False]
+    detector.reset(RIGHT)
+    assert [detector.detect(seen()).success for _ in range(2)] == [False, True]
+
+
 def test_no_number_is_no_success() -> None:
     assert run([float("nan"), 0.9], consecutive=1) == [False, True]
 

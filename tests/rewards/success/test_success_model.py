@@ -144,6 +144,16 @@ def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_folder_of_another_version_says_so(pair: LabelledFrames, tmp_path: Path) -> None:
+    model = BackboneModel(RANDOM)
+    model.fit(pair)
+    model.save(tmp_path / "model")
+    file = tmp_path / "model" / "success.json"
+    file.write_text(file.read_text().replace('"filters"', '"neurons"'))
+    with pytest.raises(SuccessError, match="was saved by another version of Polestar; fit it again"):
+        load_model(tmp_path / "model")
+
+
 @needs_weights
 def test_heads_are_not_put_on_other_features(pair: LabelledFrames, tmp_path: Path) -> None:
     model = BackboneModel(RANDOM)

@@ -62,19 +62,18 @@ class Plan:
     def __init__(self, episodes: Sequence[Sequence[bool]]) -> None:
         self._episodes = list(episodes)
         self._left: list[bool] = []
-        self._checking = True
         self.tasks: list[str] = []
 
     def reset(self, task: Task) -> None:
-        # Each attempt begins with two resets: one to check the scene, one for the attempt itself.
-        self._checking = not self._checking
-        if self._checking:
-            self._left = list(self._episodes.pop(0))
-            self.tasks.append(task.name)
+        self._left = list(self._episodes.pop(0))
+        self.tasks.append(task.name)
 
     def detect(self, observation: Observation) -> Detection:
-        said = self._left.pop(0) if self._checking else False
+        said = self._left.pop(0)
         return Detection(said, 0.9 if said else 0.25)
+
+    def at_rest(self, observation: Observation, task: Task) -> bool:
+        return False
 
 
 def collector(policy: Any = None, **how: Any) -> EnvCollector:
@@ -175,6 +174,9 @@ def test_what_the_detector_misses_goes_on() -> None:
         def detect(self, observation: Observation) -> Detection:
             return Detection(False, 0.0)
 
+        def at_rest(self, observation: Observation, task: Task) -> bool:
+            return False
+
     episodes, metrics = collector(episodes=1, detector=Blind()).collect(1)
     assert (len(episodes[0]), episodes[0].terminated, episodes[0].truncated) == (30, False, True)
     assert episodes[0].success.any()
@@ -191,7 +193,10 @@ def test_the_detector_also_decides_what_is_done_at_a_start() -> None:
             self.task = task
 
         def detect(self, observation: Observation) -> Detection:
-            return Detection(self.task.name == "there", 1.0)
+            return Detection(self.at_rest(observation, self.task), 1.0)
+
+        def at_rest(self, observation: Observation, task: Task) -> bool:
+            return task.name == "there"
 
     episodes, metrics = collector(episodes=2, detector=Eager()).collect(1)
     assert [e.task.name for e in episodes] == ["back", "back"]
