@@ -28,6 +28,9 @@ VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "true reward": ("reward={type: truth}",),
     "CQL": ("learner.type=cql",),
     "RLPD": (f"learner={{{_SHARED}, type: rlpd, critics: 5, subset: 2}}", "mixer.updates_per_decision=2.0"),
+    "ranker's bonus": ("ranker={bonus: 1.0}",),
+    "ranker's filter": ("ranker={least_probability: 0.3}",),
+    "other tasks' data": ("prior.other_scenes=[drawer, door]", "prior.other_demonstrations=10"),
     "no prior data": ("mixer.offline_ratio=0.0", "learner.bc_steps=0", "learner.bc=none", "schedule.offline_steps=0"),
 }
 """What is changed of a recipe. Without prior data a learned reward still learns from it: there is no other source."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from align.build import robot_parts as parts
 from align.build.hosting import connect_to, end_learner, host_collector, host_learner
-from align.build.robot_reward import success_model
+from align.build.robot_reward import ranker, success_model
 from align.build.robot_scene import scene_name
 from align.build.session import Session
 from align.recipe.robot import RobotRecipe, TruthReward
@@ -51,7 +51,7 @@ class RobotRun:
         if not isinstance(recipe.reward, TruthReward):
             session.say(f"reward model ({recipe.reward.type})")
             reward = success_model(recipe, prior, path, session.say)
-        labeller = SuccessLabeller(parts.label_config(recipe))
+        labeller = SuccessLabeller(parts.label_config(recipe), ranker(recipe, prior))
         labelled, _ = labeller.label(prior, 0)
         config = parts.policy_config(recipe, scene, instructions)
         mixer = parts.mixer(recipe, labelled, instructions, scene)

@@ -123,11 +123,12 @@ def label_config(recipe: RobotRecipe) -> "SuccessLabelConfig":
     from rewards.success.labeller import SuccessLabelConfig
 
     section = recipe.reward
-    if isinstance(section, TruthReward):
-        return SuccessLabelConfig(source="truth", gamma=recipe.learner.discount)
-    return SuccessLabelConfig(
-        source="detected", gamma=recipe.learner.discount, num_positive_frames=section.positive_frames
-    )
+    config = SuccessLabelConfig(source="truth", gamma=recipe.learner.discount)
+    if not isinstance(section, TruthReward):
+        config = replace(config, source="detected", num_positive_frames=section.positive_frames)
+    if recipe.ranker is not None:
+        config = replace(config, bonus_weight=recipe.ranker.bonus, least_probability=recipe.ranker.least_probability)
+    return config
 
 
 def policy_config(recipe: RobotRecipe, scene: Scene, table: Instructions | None) -> "PolicyConfig":

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.build.robot_scene import open_scene
 from align.recipe.robot import BackboneReward, RobotRecipe, TruthReward
-from rollouts.envs.types import Episode
+from rollouts.envs.types import Episode, Source
 
 Say = Callable[[str], None]
 
@@ -50,6 +50,28 @@ def success_model(recipe: RobotRecipe, prior: Sequence[Episode], folder: Path, s
     reward = Reward(path.resolve(), config, boxes)
     _report(recipe, reward, path, say)
     return reward
+
+
+def ranker(recipe: RobotRecipe, prior: Sequence[Episode]) -> Any:
+    """A trajectory discriminator fitted to the prior data, with its demonstrations as references; None without one.
+
+    Who made an episode is what its metadata call its ``kind``, or its source. Fitting takes seconds and is
+    reproducible, so that a run that goes on fits it again.
+    """
+    section = recipe.ranker
+    if section is None:
+        return None
+    from rewards.success.discriminator import DiscriminatorConfig, TrajectoryDiscriminator
+    from rewards.success.trajectories import TrajectoryConfig
+
+    policies: dict[str, list[Episode]] = {}
+    for episode in prior:
+        policies.setdefault(str(episode.metadata.get("kind", episode.source)), []).append(episode)
+    config = DiscriminatorConfig(TrajectoryConfig(source=section.source), steps=section.steps, seed=recipe.seed)
+    discriminator = TrajectoryDiscriminator(config)
+    discriminator.fit(policies)
+    discriminator.set_references([episode for episode in prior if episode.source is Source.DEMONSTRATION])
+    return discriminator
 
 
 def _untrained(recipe: RobotRecipe) -> Any:

@@ -1,7 +1,7 @@
 """``align bench``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,7 +72,7 @@ def bench_robot(
     recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "robofume.yaml",
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(help="So many, from 0.")] = 5,
-    variants: Annotated[str, typer.Option(help="Names with commas: recipe, true reward, CQL, RLPD, no prior data.")] = (
+    variants: Annotated[str, typer.Option(help="Names with commas; an unknown one lists them all.")] = (
         "recipe,true reward,CQL,RLPD,no prior data"
     ),
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the runs; one that is there goes on.")] = Path(
@@ -85,3 +85,28 @@ def bench_robot(
 
     names = [name.strip() for name in variants.split(",")]
     return measure(recipe, range(seeds), names, out, overrides=overrides or [], workers=workers)
+
+
+@app.command("ranking")
+@command
+def bench_ranking(
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]")] = ROOT / "recipes" / "robofume.yaml",
+    overrides: Overrides = None,
+    source: Annotated[Literal["state", "image"], typer.Option(help="What is read of an attempt.")] = "state",
+    seeds: Annotated[int, typer.Option(help="So many, from 0.", min=1)] = 5,
+    policies: Annotated[int, typer.Option(help="Policies to learn from.", min=2)] = 32,
+    held_out: Annotated[int, typer.Option(help="Others to be asked about.", min=2)] = 20,
+    attempts: Annotated[int, typer.Option(help="Of each policy at each task.", min=2)] = 4,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the report.")] = Path("runs/bench/ranking"),
+) -> int:
+    """A policy discriminator over a robot's trajectories (POLAR), beside plain distances to demonstrations."""
+    from align.recipe.load import load
+
+    resolved = load(recipe, overrides or [])
+    if resolved.kind != "robot" or resolved.environment.type == "gym":
+        raise UserError(f"{recipe}: needs a recipe of kind 'robot' whose scene has scripts, Meta-World's or the point")
+    from align.bench.ranking import main as measure
+
+    return measure(
+        resolved, range(seeds), source=source, policies=policies, held_out=held_out, attempts=attempts, out=out
+    )

@@ -139,6 +139,20 @@ class VLMReward(Detection):
 RobotReward = Annotated[TruthReward | BackboneReward | VLMReward, Field(discriminator="type")]
 
 
+class Ranker(Section):
+    """A policy discriminator over whole attempts (POLAR, arXiv 2507.05197), as an experiment: how likely one is of the
+    policy that made the demonstrations. It is trained on the prior data, whose kinds of failures are its policies."""
+
+    source: Literal["state", "image"] = "state"
+    """What it looks at, of what the policy sees."""
+    bonus: float = Field(default=0.0, ge=0)
+    """Times its probability, paid where an attempt succeeds."""
+    least_probability: float = Field(default=0.0, ge=0, le=1)
+    """Attempts that are less likely are not learnt from."""
+    steps: int = Field(default=400, gt=0)
+    """Updates of the discriminator."""
+
+
 class Scheduler(Section):
     """How a robot goes on without anybody who resets its scene."""
 
@@ -305,6 +319,8 @@ class RobotRecipe(Common):
     """How the policy is told what to do."""
     reward: RobotReward
     """What says that a task is done."""
+    ranker: Ranker | None = None
+    """What is said of whole attempts; null says nothing."""
     learner: RobotLearner
     """How experience becomes a policy."""
     mixer: TransitionMixer = Field(default_factory=TransitionMixer)
@@ -346,9 +362,21 @@ def _conflicts(recipe: RobotRecipe) -> Iterator[tuple[KeyPath, str]]:
         yield ("reward", "hand_margin"), "needs a state that begins with the hand's place: Meta-World's does"
     if scene.type != "metaworld" and prior.other_scenes:
         yield ("prior", "other_scenes"), "are Meta-World's, and the environment is another"
+    if recipe.ranker is not None:
+        yield from _ranker_conflicts(recipe, recipe.ranker)
     if learner.type == "rlpd" and learner.subset > learner.critics:
         yield ("learner", "subset"), f"is more than learner.critics ({learner.critics})"
     if recipe.rollout.collectors > 1 and recipe.cluster.type == "local":
         yield ("rollout", "collectors"), "several robots need processes of their own: set cluster='{type: ray}'"
     if recipe.instruction.encoder == "none" and scene.type != "gym":
         yield ("instruction", "encoder"), "'none' cannot tell two tasks apart: use minilm or one_hot"
+
+
+def _ranker_conflicts(recipe: RobotRecipe, ranker: Ranker) -> Iterator[tuple[KeyPath, str]]:
+    scene, prior = recipe.environment, recipe.prior
+    if not (scene.state if ranker.source == "state" else scene.image):
+        yield ("ranker", "source"), f"is '{ranker.source}', which environment.{ranker.source} leaves out: turn it on"
+    if prior.path is None and min(prior.demonstrations, prior.failures) < 2:
+        yield ("ranker",), "learns from demonstrations and failures: give at least two of each"
+    if ranker.bonus and recipe.learner.clip_targets:
+        yield ("ranker", "bonus"), "pays more than learner.clip_targets lets through: choose one of them"

@@ -116,6 +116,7 @@ METRICS: dict[str, str] = {
     "reward/false_positive_rate": "of undone decisions of the last attempts, share labelled done; for reports",
     "reward/false_negative_rate": "of done decisions of the last attempts, share labelled undone; for reports",
     "reward/precision": "of decisions of the last attempts that were labelled done, share that was (0..1)",
+    "reward/ranker_auroc": "that a true success ranks above a failure with the trajectory ranker, over recent attempts",
     "reward/ranker": "probability that an attempt is of the demonstrations' policy, by the trajectory ranker, mean",
     "train/td_loss": "squared temporal-difference error, mean over critics and transitions (squared units of Q)",
     "train/critic_loss": "what the critics minimise, mean over critics (squared units of Q)",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rewards.success.confusion import Confusion, confusion, total
 from rewards.success.errors import SuccessError
 from rewards.success.frames import shows_success
+from rewards.success.ranks import auroc
 from rewards.success.returns import monte_carlo_returns
 from rewards.success.types import LabelledEpisode
 from rollouts.envs.types import Episode, Source
@@ -76,6 +77,7 @@ class SuccessLabeller:
         self._config = config
         self._judge = judge
         self._recent: deque[Confusion] = deque(maxlen=config.window)
+        self._ranks: deque[tuple[float, bool]] = deque(maxlen=config.window)
 
     def label(self, experience: Sequence[Episode], step: int) -> tuple[list[LabelledEpisode], dict[str, float]]:
         """Raises :class:`SuccessError` where an episode lacks what its labels are to come from."""
@@ -85,6 +87,8 @@ class SuccessLabeller:
         left_out = 0
         for episode in episodes:
             probability = ranked.get(episode.id)
+            if probability is not None:
+                self._ranks.append((probability, episode.succeeded))
             success = self._successes(episode)
             if episode.source is Source.POLICY:
                 self._recent.append(confusion(success, episode.success))
@@ -96,9 +100,11 @@ class SuccessLabeller:
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": [[c.true_positives, c.false_positives, c.true_negatives, c.false_negatives]
-                           for c in self._recent]}  # fmt: skip
+                           for c in self._recent],
+                "ranks": [list(row) for row in self._ranks]}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ranks = deque(((float(p), bool(truth)) for p, truth in state["ranks"]), maxlen=self._config.window)
         self._recent = deque((Confusion(*map(int, row)) for row in state["recent"]), maxlen=self._config.window)
 
     def _ranked(self, episodes: Sequence[Episode]) -> dict[str, float]:
@@ -167,5 +173,6 @@ class SuccessLabeller:
             "reward/false_positive_rate": counts.false_positive_rate,
             "reward/false_negative_rate": counts.false_negative_rate,
             "reward/precision": counts.precision,
+            "reward/ranker_auroc": auroc([p for p, _ in self._ranks], [truth for _, truth in self._ranks]),
         }
         return metrics | {name: rate for name, rate in rates.items() if rate is not None}

@@ -1,6 +1,7 @@
 """Scripted policies: experts that do a task, and ways to fail at it."""
 
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -56,6 +57,51 @@ class NoisyPolicy:
         action = self._policy.act(observation, task)
         noisy = action + self._noise * self._rng.standard_normal(len(action))
         return np.clip(noisy, -1.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The manner of a policy that follows a script, the same in all its attempts.
+
+    ``pace``: share of each movement that is made. ``lean``: what is added to every action [A]. ``noise``: deviation of
+    what is drawn anew for each. The gripper, beyond the first 3 dimensions (2 in the point scene), is the script's.
+    """
+
+    pace: float
+    lean: tuple[float, ...]
+    noise: float
+
+
+def draw_style(task: str, seed: int) -> Style:
+    """From brisk and sure to slow, crooked and shaky: some styles hardly fail, and others hardly succeed."""
+    rng = np.random.default_rng([seed, 17])
+    size = 2 if task in POINT_TASKS else 3
+    lean = rng.uniform(0.0, 0.7) * _direction(rng, size)
+    return Style(float(rng.uniform(0.15, 1.0)), tuple(map(float, lean)), float(rng.uniform(0.05, 0.8)))
+
+
+class StyledPolicy:
+    """Another policy's actions, in a manner of its own."""
+
+    def __init__(self, policy: Policy, style: Style) -> None:
+        self._policy, self._style = policy, style
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, seed: int) -> None:
+        self._policy.reset(seed)
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Observation, task: Task) -> Action:
+        action = self._policy.act(observation, task).copy()
+        moves = len(self._style.lean)
+        action[:moves] = self._style.pace * action[:moves] + self._style.lean
+        action[:moves] += self._style.noise * self._rng.standard_normal(moves)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+def _direction(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    way = rng.standard_normal(size)
+    return way / np.linalg.norm(way)
 
 
 class PointExpert:

@@ -75,6 +75,18 @@ def test_a_reward_learnt_from_images_ends_attempts_and_is_reported(tmp_path: Pat
     assert (folder / "reward" / "heads.safetensors").exists()
 
 
+def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
+    folder = tmp_path / "ranked"
+    ranker = "ranker={bonus: 1.0, least_probability: 0.4, steps: 60}"
+    short = ("prior.failures=4", "evaluation.films=0", "tracking.wandb.mode=disabled", "schedule.total_steps=8")
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", ranker, *short)
+    assert done.returncode == 0, done.stderr
+    online = metrics(folder)[5:]
+    assert all(0 < row["reward/ranker"] < 1 for row in online)
+    assert all(row["label/episodes"] + row["label/left_out"] == 4 for row in online)
+    assert undocumented(name for row in online for name in row if name not in ("step", "nonfinite")) == []
+
+
 @pytest.mark.slow
 def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "ray"
@@ -98,6 +110,7 @@ def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
         ("learner={type: rlpd, critics: 2, subset: 3}", "learner.subset"),
         ("prior.path=nowhere", "nowhere"),
         ("reward={type: backbone, hand_margin: 0.1}", "reward.hand_margin"),
+        ("ranker={source: image}", "ranker.source"),
     ],
 )
 def test_bad_recipes_are_one_line_each(override: str, said: str, tmp_path: Path) -> None:

@@ -156,6 +156,17 @@ def test_the_rankers_bonus_and_filter() -> None:
     assert labelled[2].rewards.tolist() == [0, 0, 0]
     assert metrics["label/left_out"] == 1
     assert metrics["reward/ranker"] == pytest.approx((0.5 + 0.1 + 0.8) / 3)
+    assert metrics["reward/ranker_auroc"] == 0  # both successes, in truth, lie below the failure
+
+
+def test_ranks_of_recent_attempts_are_kept_and_resumed() -> None:
+    config = SuccessLabelConfig(bonus_weight=1.0, window=2)
+    good, bad = policy([0.1, 0.9], [0.9], True, 1), policy([0.1, 0.5], [0.1], False, 2)
+    labeller, other = (SuccessLabeller(config, Told(p1=0.7, p2=0.2)) for _ in range(2))
+    assert "reward/ranker_auroc" not in labeller.label([good], 0)[1]
+    other.load_state_dict(labeller.state_dict())
+    assert other.label([bad], 1)[1]["reward/ranker_auroc"] == 1
+    assert "reward/ranker_auroc" not in other.label([bad], 2)[1]  # the success is forgotten
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from rollouts.envs.api import EnvError, SceneEnv
-from rollouts.envs.experts import Failing, expert, failing
+from rollouts.envs.experts import Failing, Style, StyledPolicy, draw_style, expert, failing
 from rollouts.envs.metaworld import MetaWorldScene
 from rollouts.envs.point import TASKS, PointScene
 from rollouts.envs.rollout import Acting, from_hard_resets
-from rollouts.envs.types import STATE, Episode, Policy, Task
+from rollouts.envs.types import STATE, Action, Episode, Observation, Policy, Task
 
 KINDS = get_args(Failing)
 
@@ -73,3 +73,32 @@ def test_tasks_without_a_script_are_refused() -> None:
     observation = MetaWorldScene("window").reset(seed=0)[0]
     with pytest.raises(EnvError, match="knows 'window-open', not 'there'"):
         expert("window-open").act(observation, Task("there", ""))
+
+
+def test_a_style_is_added_to_the_script_and_leaves_the_gripper_alone() -> None:
+    class Fixed:
+        def reset(self, seed: int) -> None:
+            pass
+
+        def act(self, observation: Observation, task: Task) -> Action:
+            return np.array([0.8, -0.4, 0.0, 0.6], np.float32)
+
+    quiet = StyledPolicy(Fixed(), Style(pace=0.5, lean=(0.1, -0.9, 0.0), noise=0.0))
+    np.testing.assert_allclose(quiet.act({}, TASKS[0]), [0.5, -1.0, 0.0, 0.6], atol=1e-7)
+    shaky = StyledPolicy(Fixed(), Style(pace=0.0, lean=(0.0, 0.0, 0.0), noise=0.05))
+    shaky.reset(3)
+    draws = np.array([shaky.act({}, TASKS[0]) for _ in range(400)])
+    assert abs(draws[:, :3].std() - 0.05) < 0.005
+    np.testing.assert_array_equal(draws[:, 3], np.float32(0.6))
+    shaky.reset(3)
+    np.testing.assert_array_equal(shaky.act({}, TASKS[0]), draws[0])
+
+
+def test_styles_are_drawn_by_seed_and_some_succeed_and_some_fail() -> None:
+    assert draw_style("there", 4) == draw_style("there", 4) != draw_style("there", 5)
+    assert (len(draw_style("there", 0).lean), len(draw_style("window-open", 0).lean)) == (2, 3)
+    rates = [
+        np.mean([e.succeeded for e in episodes(StyledPolicy(expert("there"), draw_style("there", seed)), "there", 5)])
+        for seed in range(20)
+    ]
+    assert min(rates) < 0.3 and max(rates) == 1
