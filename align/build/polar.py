@@ -128,7 +128,7 @@ def run_scaling(recipe: PolarScalingRecipe, session: Session) -> None:
     )
     wandb = session.wandb()
     with RunTracker([JsonlSink(folder), wandb]) as tracker:
-        wandb.picture("scaling", scaling.picture, len(scaling.sizes))
+        wandb.media("scaling", scaling.picture, len(scaling.sizes))
         for index, size in enumerate(scaling.sizes, start=1):
             tracker.log(
                 index,

@@ -247,7 +247,8 @@ def camera(recipe: RobotRecipe, folder: Path, acting: "Acting", tracker: "RunTra
                 stem = folder / f"step-{step:06d}-{task.name}-{number}"
                 write_film(episode, stem.with_suffix(".mp4"), frames)
                 write_filmstrip(episode, stem.with_suffix(".png"), frames)
-                tracker.picture(f"films/{task.name}", stem.with_suffix(".png"), step)
+                tracker.media(f"films/{task.name}", stem.with_suffix(".mp4"), step)
+                tracker.media(f"filmstrips/{task.name}", stem.with_suffix(".png"), step)
 
     return shoot
 

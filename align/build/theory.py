@@ -31,7 +31,7 @@ def run_theory(recipe: BanditRecipe, session: Session) -> None:
             tracker.log(round_, values)
         # Before the numbers of the last round: those end it, and what comes later for the same round is dropped.
         for name, _, _, plot in experiments:
-            wandb.picture(name, plot(session.folder.path / f"{name}.png"), last)
+            wandb.media(name, plot(session.folder.path / f"{name}.png"), last)
         tracker.log(last, numbers)
     tables = [table for _, table, _, _ in experiments]
     console = terminal_console(session.terminal)

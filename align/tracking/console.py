@@ -106,7 +106,7 @@ class ConsoleSink:
         # A pair tells more than a completion that nothing was learnt from.
         self._pending = sorted(rows, key=lambda row: not row.verdict)[: self._table_rows]
 
-    def picture(self, name: str, file: Path, step: int) -> None:
+    def media(self, name: str, file: Path, step: int) -> None:
         """Pictures are for elsewhere."""
 
     def write(self, step: int, metrics: Metrics) -> None:

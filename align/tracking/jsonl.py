@@ -150,7 +150,7 @@ class JsonlSink:
                 row["reward"] = None
         self._samples.append(plain)
 
-    def picture(self, name: str, file: Path, step: int) -> None:
+    def media(self, name: str, file: Path, step: int) -> None:
         """Pictures are for elsewhere."""
 
     def write(self, step: int, metrics: Metrics) -> None:

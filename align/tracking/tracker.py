@@ -35,8 +35,8 @@ class Sink(Protocol):
         """Samples of ``step``; always before the ``write`` of that step."""
         ...
 
-    def picture(self, name: str, file: Path, step: int) -> None:
-        """A picture of ``step``; always before the ``write`` of that step."""
+    def media(self, name: str, file: Path, step: int) -> None:
+        """A picture or video (``.mp4``) of ``step``; always before the ``write`` of that step."""
         ...
 
     def write(self, step: int, metrics: Metrics) -> None:
@@ -139,11 +139,11 @@ class RunTracker:
         """Keeps samples of the current step; they are written by the next ``log``."""
         self._rows.extend(rows)
 
-    def picture(self, name: str, file: Path, step: int) -> None:
-        """Hands a picture of the current step to every sink."""
+    def media(self, name: str, file: Path, step: int) -> None:
+        """Hands a picture or video of the current step to every sink."""
         self._open()
         for sink in self._sinks:
-            sink.picture(name, file, step)
+            sink.media(name, file, step)
 
     def log(self, step: int, *metrics: Metrics) -> None:
         """Ends the step: joins the metrics (:func:`join`), adds the timings and writes to every sink."""

@@ -109,13 +109,14 @@ class WandbSink:
         for alert in self._alerts.new(step, metrics):
             self._run.alert(title=alert.title, text=alert.text, level="WARN")
 
-    def picture(self, name: str, file: Path, step: int) -> None:
-        """Logs a picture under a name with ``step``, whose numbers must follow: they end the step."""
+    def media(self, name: str, file: Path, step: int) -> None:
+        """Logs a picture or video under a name with ``step``, whose numbers must follow: they end the step."""
         if self._run is None:
             return
         import wandb
 
-        self._run.log({name: wandb.Image(str(file))}, step=step)
+        kind = wandb.Video if file.suffix == ".mp4" else wandb.Image
+        self._run.log({name: kind(str(file))}, step=step)
 
     def close(self, failed: bool = False) -> None:
         """Ends the W&B run, as crashed when the run failed."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from align.errors import UserError
@@ -120,23 +121,29 @@ def test_loading_another_id_after_the_start_changes_over(tmp_path: Path) -> None
     assert [entry["item"]["step"] for entry in items(run, "history")] == [1]
 
 
-def test_a_picture_is_in_the_history_of_its_step(tmp_path: Path) -> None:
+def test_a_picture_and_a_video_are_in_the_history_of_their_step(tmp_path: Path) -> None:
+    import imageio.v2 as imageio
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1, 1))
     FigureCanvasAgg(figure)
     figure.savefig(tmp_path / "p.png")
+    imageio.mimwrite(tmp_path / "v.mp4", [np.full((32, 32, 3), shade, np.uint8) for shade in (0, 128, 255)], fps=5)
     sink = WandbSink(tmp_path)
     sink.open()
     sink.write(1, {"loss/total": 2.0})
-    sink.picture("curve", tmp_path / "p.png", 2)
+    sink.media("curve", tmp_path / "p.png", 2)
+    sink.media("films/open", tmp_path / "v.mp4", 2)
     sink.write(2, {"loss/total": 1.0})
     sink.close()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     last = [entry["item"] for entry in items(run, "history")][-1]
     assert last["step"] == 2
     assert last["curve._type"] == "image-file"
+    assert last["films/open._type"] == "video-file"
+    (kept,) = (run / "files" / "media" / "videos").rglob("*.mp4")
+    assert kept.read_bytes() == (tmp_path / "v.mp4").read_bytes()
 
 
 def test_disabled_leaves_nothing_behind(tmp_path: Path) -> None:
