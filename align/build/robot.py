@@ -84,8 +84,9 @@ class RobotRun:
             shoot=parts.camera(recipe, path / FILMS, acting, tracker),
         )
         self.best = BestIterate(self.measured, lambda _: self._save_policy(BEST), recipe.evaluation.best_by)
+        states = mixer.offline.states() if recipe.environment.state else None
         self.learner = host_learner(
-            self.cluster, recipe.cluster, parts.learner_factory(recipe, config, mixer.offline.states(), recipe.name)
+            self.cluster, recipe.cluster, parts.learner_factory(recipe, config, states, recipe.name)
         )
         session.stack.callback(end_learner, self.cluster, self.learner)
         collector = EnvCollectorGroup(collectors, [follow])

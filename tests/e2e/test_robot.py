@@ -87,6 +87,17 @@ def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
     assert undocumented(name for row in online for name in row if name not in ("step", "nonfinite")) == []
 
 
+def test_a_policy_that_sees_nothing_but_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "pixels"
+    scene = "environment={type: point, horizon: 20, image: true, state: false, image_size: 32}"
+    short = ("evaluation.films=0", "tracking.wandb.mode=disabled", "mixer.offline_updates=20", "learner.bc_steps=40")
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", scene, *short)
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder)[-1]["collect/episodes"] == 4
+    config = json.loads((folder / "policy" / "config.json").read_text())
+    assert (config["state_size"], config["image_size"]) == (0, [32, 32])
+
+
 @pytest.mark.slow
 def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "ray"
