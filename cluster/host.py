@@ -211,7 +211,8 @@ class RayCluster:
         env: Mapping[str, str] = {},
         **kwargs: Any,
     ) -> PartT:
-        from cluster.proxy import Actor, Blueprint, Hosted, pack
+        from cluster.caller import pack
+        from cluster.proxy import Actor, Blueprint, Hosted
 
         if self._closed:
             raise HostError(f"cannot host part {name!r}: the cluster is closed")

@@ -83,12 +83,13 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     model = build_tiny_vlm(tmp_path_factory.mktemp("vlm") / "llava", (*WORDS, "block", "there", "back"))
     question = "is the block {name} ?"
     reward = f"reward={{type: vlm, model: {model}, question: '{question}', lora_steps: 3, consecutive: 1}}"
-    return reward, "prior.failures=3", "evaluation.films=0", "tracking.wandb.mode=disabled"
+    quick = "evaluation={episodes: 1, lives: 0, films: 0}"
+    return reward, quick, "prior.failures=3", "mixer.offline_updates=20", "tracking.wandb.mode=disabled"
 
 
 def test_a_vision_language_model_is_asked(asked: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "asked"
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, "schedule.total_steps=5")
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, "schedule={total_steps: 2, offline_steps: 1}")
     assert done.returncode == 0, done.stderr
     assert "starting 1 collector(s), the reward model and the learner (local)" in done.stdout + done.stderr
     assert metrics(folder)[-1]["collect/episodes"] == 4
@@ -102,7 +103,7 @@ RAY = ("cluster={type: ray, num_cpus: 4}", "rollout.collectors=2")
 @pytest.mark.slow
 def test_robots_on_ray_share_a_success_model_in_an_actor_of_its_own(asked: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, *RAY, "schedule.total_steps=6")
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, *RAY, "schedule={total_steps: 3, offline_steps: 1}")
     assert done.returncode == 0, done.stderr
     last = metrics(folder)[-1]
     assert last["collect/episodes"] == 8
