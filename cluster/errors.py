@@ -6,7 +6,7 @@ class HostError(RuntimeError):
 
 
 class DeadlineExceeded(HostError):
-    """A part did not answer in time. Its process has been killed, so that nothing hangs."""
+    """A part did not answer in time. Whoever hosts it has killed its process, so that nothing hangs."""
 
 
 class HostDied(HostError):

@@ -69,6 +69,7 @@ class Cluster(Protocol):
         deadline_s: float | None = ...,
         start_deadline_s: float = ...,
         max_restarts: int = ...,
+        max_concurrency: int = ...,
         env: Mapping[str, str] = ...,
         **kwargs: Any,
     ) -> PartT:
@@ -77,8 +78,9 @@ class Cluster(Protocol):
         A call that takes longer than ``deadline_s`` seconds raises :class:`DeadlineExceeded` and ends the part; so does
         a start that takes longer than ``start_deadline_s``. A part whose process has ended is built again by the next
         call, up to ``max_restarts`` times; the call that found out raises and is never repeated, and the caller puts
-        state back. ``env`` is the environment of the part's own process: every core is used unless it, or the
-        program's environment, sets ``OMP_NUM_THREADS``.
+        state back. ``max_concurrency`` calls run at once, each in its own thread, and others wait their turn; a local
+        part runs in the threads that call it. ``env`` is the environment of the part's own process: every core is used
+        unless it, or the program's environment, sets ``OMP_NUM_THREADS``.
         """
         ...
 
@@ -92,6 +94,15 @@ class Cluster(Protocol):
 
     def with_deadline(self, part: PartT, deadline_s: float | None) -> PartT:
         """The same part with another deadline in seconds on each call."""
+        ...
+
+    def caller(self, part: PartT) -> PartT:
+        """What other hosted parts call ``part`` by: it has the same methods, and may be sent to them.
+
+        It is given to a factory or as an argument. A call has the part's deadline, is given up when it passes, and then
+        raises :class:`DeadlineExceeded`; the part goes on. A caller belongs to one life of the part: when that has
+        ended its calls raise :class:`HostDied`, and whoever has hosted the part, and restarts it, gives out a new one.
+        """
         ...
 
     def restarts(self, part: Any) -> int:
@@ -139,10 +150,12 @@ class LocalCluster:
         deadline_s: float | None = 600.0,
         start_deadline_s: float = 600.0,
         max_restarts: int = 0,
+        max_concurrency: int = 1,
         env: Mapping[str, str] = {},
         **kwargs: Any,
     ) -> PartT:
         _check_name(name, self._names)
+        _check_concurrency(name, max_concurrency)
         part = factory(*args, **kwargs)
         self._names.add(name)
         return part
@@ -157,6 +170,9 @@ class LocalCluster:
             return _Done(None, error)
 
     def with_deadline(self, part: PartT, deadline_s: float | None) -> PartT:
+        return part
+
+    def caller(self, part: PartT) -> PartT:
         return part
 
     def restarts(self, part: Any) -> int:
@@ -191,20 +207,24 @@ class RayCluster:
         deadline_s: float | None = 600.0,
         start_deadline_s: float = 600.0,
         max_restarts: int = 0,
+        max_concurrency: int = 1,
         env: Mapping[str, str] = {},
         **kwargs: Any,
     ) -> PartT:
-        from cluster.proxy import Actor, Blueprint, Hosted, pack
+        from cluster.caller import pack
+        from cluster.proxy import Actor, Blueprint, Hosted
 
         if self._closed:
             raise HostError(f"cannot host part {name!r}: the cluster is closed")
         _check_name(name, self._actors)
+        _check_concurrency(name, max_concurrency)
         self._session.check(name, {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom})
         options: dict[str, Any] = {
             "num_cpus": resources.num_cpus,
             "num_gpus": resources.num_gpus,
             "resources": dict(resources.custom),
             "max_restarts": 0,  # ours to do: Ray would bring the actor back without the part in it
+            "max_concurrency": max_concurrency,
         }
         if env:  # merged by Ray into the job's own environment; nothing else of that is touched
             options["runtime_env"] = {"env_vars": dict(env)}
@@ -233,6 +253,13 @@ class RayCluster:
     def with_deadline(self, part: PartT, deadline_s: float | None) -> PartT:
         return cast(PartT, cast(Any, part).with_deadline(deadline_s))
 
+    def caller(self, part: PartT) -> PartT:
+        from cluster.proxy import Hosted
+
+        if not isinstance(part, Hosted):
+            raise HostError(f"{type(part).__name__} lives in this process, where others cannot call it: host it")
+        return cast(PartT, part.caller())
+
     def restarts(self, part: Any) -> int:
         return cast(int, part.restarts)
 
@@ -252,6 +279,11 @@ class RayCluster:
 def _check_name(name: str, taken: Container[str]) -> None:
     if name in taken or not re.fullmatch(r"[\w.-]+", name):
         raise HostError(f"part name {name!r} is taken, or not fit for a file name: choose another")
+
+
+def _check_concurrency(name: str, max_concurrency: int) -> None:
+    if max_concurrency < 1:
+        raise HostError(f"part {name!r}: max_concurrency must be at least 1, got {max_concurrency}")
 
 
 @final

@@ -42,7 +42,7 @@ class Raised:
 
 @final
 class PartServer:
-    """Holds one part and does what it is asked to, one request at a time.
+    """Holds one part and does what it is asked to: one request at a time, or so many as the actor has threads.
 
     Requests and answers are bytes that this class and the proxy pickle themselves: arrays then arrive writable, as in
     one process, and a failure to pickle or unpickle is an answer like any other.

@@ -13,15 +13,14 @@ from typing import Any, NoReturn, final
 
 import psutil
 import ray
-from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster.caller import Caller, Label, no_method, pack
 from cluster.errors import DeadlineExceeded, HostDied, HostError
-from cluster.part import Home, PartServer, Raised
+from cluster.part import Home, PartServer
 
 _EXIT_SECONDS = 5.0
 _ORDER_SECONDS = 2.0  # for Ray to end a process itself: one that merely vanishes it reports on the terminal, at length
-_RESERVED = frozenset({"submit", "with_deadline", "restarts", "apply"})
+_RESERVED = frozenset({"submit", "with_deadline", "restarts", "apply", "caller"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class Actor:
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.blueprint = blueprint
+        self.label = Label(blueprint.name, blueprint.log_file)
         self.restarts = 0
         self._closed = False
         self._lock = threading.RLock()
@@ -68,11 +68,13 @@ class Actor:
         """Queues ``request``, in a new life where the last one has ended; ``what`` names it in messages."""
         blob = pack(what, *request)
         with self._lock:
-            if self._closed:
-                raise HostError(f"part {self.blueprint.name!r} is closed")
-            if self._life.dead:
-                self._restart()
-            return self._post(self._life, what, blob)
+            return self._post(self._living(), what, blob)
+
+    def caller(self, deadline_s: float | None) -> Caller:
+        """Who may be sent elsewhere, and calls this life of the part, or a new one where the last one has ended."""
+        with self._lock:
+            life = self._living()
+            return Caller(self.label, life.handle, life.methods, deadline_s)
 
     def kill(self) -> None:
         """Ends the part's process and everything that it has started."""
@@ -98,23 +100,25 @@ class Actor:
 
     def receive(self, life: _Life, reference: Any, what: str, deadline_s: float | None) -> Any:
         """The value of a request, or its own exception. A missed deadline ends the life."""
-        name = self.blueprint.name
         try:
-            answer = pickle.loads(ray.get(reference, timeout=deadline_s))
-        except GetTimeoutError:
+            answer = self.label.fetch(reference, what, deadline_s)
+        except DeadlineExceeded:
             self._end(life)
-            message = f"part {name!r} did not answer {what} within {deadline_s:g} s and was killed{self._log()}"
+            message = f"{self.label} did not answer {what} within {deadline_s:g} s and was killed{self.label.log}"
             raise DeadlineExceeded(message) from None
-        except RayTaskError as error:  # our side of the actor failed, not the part
-            raise HostError(f"part {name!r} cannot run {what}: {_line(error.cause)}{self._log()}") from error
-        except RayError as error:
+        except HostDied:
             self._end(life)
-            message = f"part {name!r} died before it had answered {what} ({_line(error)}){self._log()}"
-            raise HostDied(message) from error
+            raise
         life.pending.discard(reference)
-        if isinstance(answer, Raised):
-            self._raise(answer)
-        return answer.value
+        return self.label.value(answer)
+
+    def _living(self) -> _Life:
+        """The life to ask, a new one where the last one has ended."""
+        if self._closed:
+            raise HostError(f"{self.label} is closed")
+        if self._life.dead:
+            self._restart()
+        return self._life
 
     def _post(self, life: _Life, what: str, request: bytes) -> "PendingCall":
         reference = life.handle.run.remote(request)
@@ -132,22 +136,23 @@ class Actor:
             built = self._post(life, "its construction", blueprint.build)
             life.methods = self.receive(life, built.reference, built.what, max(0.0, until - time.monotonic()))
             if taken := life.methods & _RESERVED:
-                raise HostError(f"part {blueprint.name!r} has a method {min(taken)!r}, a name that hosting needs")
-        except DeadlineExceeded:
+                raise HostError(f"{self.label} has a method {min(taken)!r}, a name that hosting needs")
+        except BaseException as error:  # ours, the part's own or Ctrl-C: there is no part to keep a process for
+            late = isinstance(error, DeadlineExceeded) and life.dead  # and not one that its construction has met
+            self._end(life)
+            if not late:
+                raise
             free = ray.available_resources()  # type: ignore[no-untyped-call]
             raise DeadlineExceeded(
-                f"part {blueprint.name!r} was not ready within {blueprint.start_deadline_s:g} s (free in the cluster: "
-                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs){self._log()}"
+                f"{self.label} was not ready within {blueprint.start_deadline_s:g} s (free in the cluster: "
+                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs){self.label.log}"
             ) from None
-        except BaseException:  # the part's own error, or Ctrl-C: either way there is no part to keep a process for
-            self._end(life)
-            raise
         return life
 
     def _restart(self) -> None:
         limit = self.blueprint.max_restarts
         if self.restarts >= limit:
-            raise HostDied(f"part {self.blueprint.name!r} is dead and has used its {limit} restarts{self._log()}")
+            raise HostDied(f"{self.label} is dead and has used its {limit} restarts{self.label.log}")
         self.restarts += 1
         self._life = self._start()
 
@@ -158,18 +163,6 @@ class Actor:
                 ray.kill(life.handle, no_restart=True)
                 if life.home is not None and _is_here(life.home):
                     _kill_group(life.home)
-
-    def _raise(self, answer: Raised) -> NoReturn:
-        error: Exception
-        try:
-            error = pickle.loads(answer.error) if answer.error is not None else HostError(answer.summary)
-        except Exception:  # its type exists only where the part lives
-            error = HostError(answer.summary)
-        error.add_note(f"raised in part {self.blueprint.name!r}{self._log()}\n{answer.traceback}")
-        raise error
-
-    def _log(self) -> str:
-        return f"; its log: {self.blueprint.log_file}" if self.blueprint.log_file else ""
 
 
 @final
@@ -196,7 +189,7 @@ class PendingCall:
 class Hosted:
     """Stands for a part that lives in an actor: the same methods, each with a deadline in seconds.
 
-    Beside the part's own methods it has ``submit``, ``with_deadline`` and ``restarts``.
+    Beside the part's own methods it has ``submit``, ``apply``, ``with_deadline``, ``caller`` and ``restarts``.
     """
 
     def __init__(self, actor: Actor, deadline_s: float | None) -> None:
@@ -205,8 +198,7 @@ class Hosted:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_") or name not in self._actor.methods:
-            part = self.__dict__["_actor"].blueprint.name if "_actor" in self.__dict__ else "?"
-            raise AttributeError(f"hosted part {part!r} has no method {name!r} (its attributes stay where it lives)")
+            raise AttributeError(no_method(getattr(self.__dict__.get("_actor"), "label", "part"), name))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return self.submit(name, *args, **kwargs).result(self._deadline_s)
@@ -214,7 +206,7 @@ class Hosted:
         return call
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a hosted part cannot be sent to another process: host the object that uses it beside it")
+        raise TypeError("a hosted part cannot be sent to another process: send cluster.caller(part)")
 
     @property
     def restarts(self) -> int:
@@ -222,7 +214,7 @@ class Hosted:
         return self._actor.restarts
 
     def submit(self, method: str, /, *args: Any, **kwargs: Any) -> PendingCall:
-        """Starts ``method`` without waiting. A part runs its calls one at a time, in the order they came."""
+        """Starts ``method`` without waiting. A part starts its calls in the order they came."""
         if method not in self._actor.methods:
             getattr(self, method)
         return self._actor.send(f"{method}()", "call", method, args, kwargs)
@@ -231,18 +223,14 @@ class Hosted:
         """The same part under another deadline in seconds; None waits for ever."""
         return Hosted(self._actor, deadline_s)
 
+    def caller(self) -> Caller:
+        """Who calls the part from other processes, under the same deadline."""
+        return self._actor.caller(self._deadline_s)
+
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Runs ``function(part, *args)`` where the part lives."""
         name = getattr(function, "__qualname__", repr(function))
         return self._actor.send(f"{name}()", "apply", function, args).result(self._deadline_s)
-
-
-def pack(what: str, *request: Any) -> bytes:
-    """A request in bytes; ``what`` names it when it cannot be pickled."""
-    try:
-        return bytes(cloudpickle.dumps(request))  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise HostError(f"the arguments of {what} cannot be sent to another process: {error}") from error
 
 
 def end_all(actors: list[Actor], grace_s: float) -> None:
@@ -270,8 +258,3 @@ def _kill_group(home: Home) -> None:
         os.killpg(home.pid, signal.SIGKILL)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.wait_procs([psutil.Process(home.pid)], timeout=_EXIT_SECONDS)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of Ray's many."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

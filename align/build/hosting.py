@@ -68,14 +68,23 @@ def _close(part: Any) -> None:
     part.close()
 
 
-def host_reward(place: Any, cluster: Cluster, factory: Callable[[], Any]) -> Any:
-    """A reward model, which is built again when its process ends: it has no state."""
+def host_reward(place: Any, cluster: Cluster, factory: Callable[[], Any], callers: int = 1) -> Any:
+    """A reward model that serves ``callers`` at once. It has no state, and is built again when its process ends and
+    somebody here asks it; the callers of other parts do not come back with it."""
     if cluster.type == "local":
         return place.host(factory, name="reward")
-    return _host(place, cluster, factory, "reward", cluster.reward_resources, max_restarts=3)
+    return _host(place, cluster, factory, "reward", cluster.reward_resources, max_restarts=3, max_concurrency=callers)
 
 
-def _host(place: Any, cluster: Any, factory: Callable[[], Any], name: str, section: Any, max_restarts: int) -> Any:
+def _host(
+    place: Any,
+    cluster: Any,
+    factory: Callable[[], Any],
+    name: str,
+    section: Any,
+    max_restarts: int,
+    max_concurrency: int = 1,
+) -> Any:
     from cluster.host import Resources
 
     return place.host(
@@ -86,4 +95,5 @@ def _host(place: Any, cluster: Any, factory: Callable[[], Any], name: str, secti
         start_deadline_s=cluster.start_deadline_s,
         env=ACTOR_ENVIRONMENT,
         max_restarts=max_restarts,
+        max_concurrency=max_concurrency,
     )

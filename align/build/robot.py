@@ -4,7 +4,7 @@ from typing import Any
 
 from align.build import robot_parts as parts
 from align.build.hosting import connect_to, end_learner, host_collector, host_learner
-from align.build.robot_reward import ranker, success_model
+from align.build.robot_reward import hosted, lives_apart, ranker, success_model
 from align.build.robot_scene import scene_name
 from align.build.session import Session
 from align.recipe.robot import RobotRecipe, TruthReward
@@ -62,7 +62,10 @@ class RobotRun:
         session.quiet()
         self.cluster = connect_to(recipe.cluster, path / "logs")
         session.stack.callback(self.cluster.close)
-        session.say(f"starting {recipe.rollout.collectors} collector(s) and the learner ({recipe.cluster.type})")
+        starting = f"{recipe.rollout.collectors} collector(s)" + (", the reward model" if lives_apart(recipe) else "")
+        session.say(f"starting {starting} and the learner ({recipe.cluster.type})")
+        if reward is not None and lives_apart(recipe):
+            reward = hosted(recipe, reward, self.cluster)
         collectors = [
             host_collector(
                 self.cluster,

@@ -193,9 +193,8 @@ def collector_factory(
         detector = None
         if reward is not None:
             from rewards.success.detector import Detector
-            from rewards.success.load import load_model
 
-            detector = Detector(load_model(reward.folder), reward.detector, reward.boxes)
+            detector = Detector(reward.model(), reward.detector, reward.boxes)
         return EnvCollector(
             open_scene(recipe.environment, image=sees(recipe)),
             _policy(recipe, config, table, deterministic=False),

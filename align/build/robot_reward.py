@@ -1,13 +1,18 @@
 """A robot's reward model: trained on the prior data, reported on, and read by the collectors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from align.build.hosting import host_reward
 from align.build.robot_scene import open_scene
-from align.recipe.robot import BackboneReward, RobotRecipe, TruthReward
+from align.recipe.robot import BackboneReward, RobotRecipe, TruthReward, VLMReward
 from rollouts.envs.types import Episode, Source
+
+if TYPE_CHECKING:
+    from rewards.success.batched import BatchedModel
+    from rewards.success.model import SuccessModel
 
 Say = Callable[[str], None]
 
@@ -20,11 +25,42 @@ HAND = (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A trained success model in a folder, and how its word is taken."""
+    """A trained success model in a folder, and how its word is taken.
+
+    ``caller`` is who asks the one that lives in an actor of its own, where there is one.
+    """
 
     folder: Path
     detector: Any
     boxes: Mapping[str, Any]
+    caller: Any = None
+
+    def model(self) -> "SuccessModel":
+        """For a collector: that of the actor, or one that is loaded here."""
+        from rewards.success.load import load_model
+
+        return load_model(self.folder) if self.caller is None else self.caller
+
+
+def lives_apart(recipe: RobotRecipe) -> bool:
+    """Whether the success model has an actor of its own."""
+    section = recipe.reward
+    if isinstance(section, TruthReward):
+        return False
+    return isinstance(section, VLMReward) if section.own_actor is None else section.own_actor
+
+
+def hosted(recipe: RobotRecipe, reward: Reward, place: Any) -> Reward:
+    """The reward with its model in an actor of its own, for collectors to call; the cluster ends it with the others."""
+
+    def build() -> "BatchedModel":
+        from rewards.success.batched import BatchedModel
+        from rewards.success.load import load_model
+
+        return BatchedModel(load_model(reward.folder))
+
+    part = host_reward(place, recipe.cluster, build, recipe.rollout.collectors)
+    return replace(reward, caller=place.caller(part))
 
 
 def success_model(recipe: RobotRecipe, prior: Sequence[Episode], folder: Path, say: Say) -> Reward:

@@ -104,6 +104,10 @@ class Detection(Section):
     hand_margin: float | None = Field(default=None, ge=0)
     """The hand must also be where demonstrations have ended, within a box around them that is wider by so many metres
     on each side; null lets it be anywhere."""
+    own_actor: bool | None = None
+    """The model lives in an actor of its own, which answers all collectors in batches; by default a vision-language
+    model does, and a backbone, which is small, lives in each collector. Answers to batches may differ in the last bits,
+    so that a run with several collectors is then not the same bit for bit."""
 
 
 class BackboneReward(Detection):

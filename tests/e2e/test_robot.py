@@ -5,10 +5,12 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from align.tracking.metrics import undocumented
 from tests.e2e.programs import finish, metrics, start
+from tests.rewards.success.tiny_vlm import WORDS, build_tiny_vlm
 
 pytestmark = pytest.mark.e2e
 
@@ -96,6 +98,64 @@ def test_a_policy_that_sees_nothing_but_pixels(tmp_path: Path) -> None:
     assert metrics(folder)[-1]["collect/episodes"] == 4
     config = json.loads((folder / "policy" / "config.json").read_text())
     assert (config["state_size"], config["image_size"]) == (0, [32, 32])
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """What makes a short run whose reward is a tiny vision-language model, which by default has its own actor."""
+    model = build_tiny_vlm(tmp_path_factory.mktemp("vlm") / "llava", (*WORDS, "block", "there", "back"))
+    question = "is the block {name} ?"
+    reward = f"reward={{type: vlm, model: {model}, question: '{question}', lora_steps: 3, consecutive: 1}}"
+    quick = "evaluation={episodes: 1, lives: 0, films: 0}"
+    return reward, quick, "prior.failures=3", "mixer.offline_updates=20", "tracking.wandb.mode=disabled"
+
+
+def test_a_vision_language_model_is_asked(asked: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "asked"
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, "schedule={total_steps: 2, offline_steps: 1}")
+    assert done.returncode == 0, done.stderr
+    assert "starting 1 collector(s), the reward model and the learner (local)" in done.stdout + done.stderr
+    assert metrics(folder)[-1]["collect/episodes"] == 4
+    assert (folder / "reward" / "report" / "success.md").exists()
+    assert (folder / "reward" / "adapter").is_dir()
+
+
+RAY = ("cluster={type: ray, num_cpus: 4}", "rollout.collectors=2")
+
+
+@pytest.mark.slow
+def test_robots_on_ray_share_a_success_model_in_an_actor_of_its_own(asked: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, *RAY, "schedule={total_steps: 3, offline_steps: 1}")
+    assert done.returncode == 0, done.stderr
+    last = metrics(folder)[-1]
+    assert last["collect/episodes"] == 8
+    assert 0 <= last["collect/detected_success"] <= 1
+    assert sorted(path.name for path in (folder / "logs").glob("*.log")) == [
+        "collector-0.log",
+        "collector-1.log",
+        "learner.log",
+        "reward.log",
+    ]
+
+
+@pytest.mark.slow
+def test_a_success_model_that_is_killed_ends_the_run_in_one_line(asked: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "orphaned"
+    long = "schedule={total_steps: 500, offline_steps: 1, checkpoint_every: 1}"
+    process = start(f"./{ROBOT}", f"run.dir={folder}", *asked, *RAY, long)
+    until = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    parts = [p for p in psutil.Process(process.pid).children(recursive=True) if "PartServer" in " ".join(p.cmdline())]
+    [victim] = [part for part in parts if any(Path(file.path).name == "reward.log" for file in part.open_files())]
+    victim.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    said = err.strip().splitlines()[-1]
+    assert "part 'reward' died before it had answered" in said and str(folder / "logs" / "reward.log") in said
 
 
 @pytest.mark.slow
