@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from align.buffers.transitions import normalisation
 from align.learners.actor import ActorConfig, BCConfig, Publisher
 from align.learners.actor_critic import ActorCriticConfig
-from align.recipe.robot import BCLearner as BCSection
-from align.recipe.robot import RLPDLearner as RLPDSection
-from align.recipe.robot import RobotLearner
+from align.recipe.robot_learners import BCLearner as BCSection
+from align.recipe.robot_learners import RLPDLearner as RLPDSection
+from align.recipe.robot_learners import RobotLearner
 from rollouts.policies.config import PolicyConfig
 from rollouts.policies.gaussian import GaussianPolicy
 
