@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from align.cli import bench, cluster, polar, recipe, serving
+from align.cli import bench, cluster, episodes, polar, recipe, serving
 
 app = typer.Typer(
     name="align",
@@ -18,6 +18,7 @@ for part in (recipe, serving):
     app.add_typer(part.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(polar.app, name="polar")
+app.add_typer(episodes.app, name="episodes")
 app.add_typer(bench.app, name="bench")
 
 

@@ -41,7 +41,8 @@ class ProgressBar:
     """Shows items done, items a second and time left on ``file`` (standard error unless given).
 
     Live on a real terminal; else a line every ``plain_every_s`` seconds and one at the end, fit for job logs. The rate
-    is that of this run: what was done before it does not count. ``clock`` gives seconds.
+    is that of this run: what was done before it does not count. ``unit`` is what items are called; ``clock`` gives
+    seconds.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class ProgressBar:
         title: str,
         file: TextIO | None = None,
         *,
+        unit: str = "items",
         plain_every_s: float = PLAIN_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title = title
+        self._title, self._unit = title, unit
         self._file = file or sys.stderr
         self._every = plain_every_s
         self._clock = clock
@@ -72,7 +74,7 @@ class ProgressBar:
             self._task = self._bar.add_task(self._title, total=total, completed=done, rate="")
             self._bar.start()
         elif done:
-            self._print(f"{self._title}: going on after {done} of {total} items")
+            self._print(f"{self._title}: going on after {done} of {total} {self._unit}")
 
     def advance(self, items: int, failed: int) -> None:
         self._items += items
@@ -83,7 +85,7 @@ class ProgressBar:
         elif done >= self._total or self._clock() - self._said >= self._every:
             self._said = self._clock()
             left = f", {_duration(self._left())} left" if done < self._total else ""
-            self._print(f"{self._title}: {done} of {self._total} items, {self._rate()}{left}")
+            self._print(f"{self._title}: {done} of {self._total} {self._unit}, {self._rate()}{left}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -92,7 +94,7 @@ class ProgressBar:
 
     def _rate(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._per_second():.3g} items/s{failed}"
+        return f"{self._per_second():.3g} {self._unit}/s{failed}"
 
     def _per_second(self) -> float:
         return self._items / max(self._clock() - self._began, 1e-9)

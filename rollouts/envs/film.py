@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def write_filmstrip(episode: Episode, path: Path, frames: Frames | None = None, 
         Image.fromarray(strip).save(half, format="PNG")
 
 
+def film_episodes(episodes: Iterable[Episode], folder: Path, fps: int = 12) -> int:
+    """A film (.mp4) and a strip (.png) of each episode in ``folder``, which exists; how many episodes there were.
+
+    Files are named by number and id: ``0003-point-failure-0001.mp4``. Raises like :func:`write_film`.
+    """
+    count = 0
+    for count, episode in enumerate(episodes, 1):
+        stem = folder / f"{count - 1:04d}-{re.sub('[^A-Za-z0-9_]+', '-', episode.id)[:100]}"
+        write_film(episode, stem.with_suffix(".mp4"), fps=fps)
+        write_filmstrip(episode, stem.with_suffix(".png"))
+    return count
+
+
 def caption(episode: Episode, t: int) -> tuple[str, str]:
     """Two lines for the picture after ``t`` actions: task, step and, at the end, the result; then the detector."""
     first = f"{episode.task.name} {t}/{len(episode)}"
@@ -64,7 +78,7 @@ def caption(episode: Episode, t: int) -> tuple[str, str]:
 def _frames(episode: Episode, frames: Frames | None) -> Frames:
     if frames is None:
         if IMAGE not in episode.observations:
-            raise EnvError(f"episode {episode.id} has no pictures: collect with image, or give rendered frames")
+            raise EnvError(f"episode {episode.id} has no pictures: make episodes with image, or give rendered frames")
         frames = episode.observations[IMAGE]
     if len(frames) != len(episode) + 1:
         raise EnvError(f"episode {episode.id} has {len(episode) + 1} observations, and {len(frames)} frames were given")

@@ -4,7 +4,8 @@ Only attempts whose truth agrees with their purpose are kept: a demonstration be
 done at no time, so that each of its frames is a negative for a success classifier.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,13 @@ import numpy as np
 
 from rollouts.envs.api import SceneEnv, Seen, derive_seed
 from rollouts.envs.experts import expert, failing
-from rollouts.envs.make import make_env
+from rollouts.envs.make import decision_rate, make_env
 from rollouts.envs.rollout import Acting, Attempt
 from rollouts.envs.types import Episode, Policy, Source, Task
 from rollouts.episodes.files import EpisodeError, read_json, whole_file, write_json
 from rollouts.episodes.images import ImageFormat
 from rollouts.episodes.statistics import describe
-from rollouts.episodes.store import EpisodeWriter
+from rollouts.episodes.store import INFO, LOCK, EpisodeWriter
 
 Failure = Literal["stop", "miss", "near", "noise", "random"]
 FAILURES: tuple[Failure, ...] = ("stop", "miss", "near", "noise")
@@ -86,11 +87,13 @@ class GenerateConfig:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the episodes of one scene are: ``done`` of ``total`` are in, ``rejected`` attempts were not kept."""
+    """How far the episodes of one scene are: ``done`` of ``total`` are in, of which an earlier call left ``found``;
+    ``rejected`` attempts of this one were not kept."""
 
     scene: str
     done: int
     total: int
+    found: int
     rejected: int
 
 
@@ -109,32 +112,48 @@ def generate(
     what is wanted of it, and :class:`rollouts.envs.api.EnvError` for a scene that there is not, or has no scripts.
     """
     path = Path(config.path)
-    _claim(path, config)
-    with EpisodeWriter(path, shard_size=config.shard_size, image_format=config.image_format, known="skip") as writer:
+    plain = {key: _plain(value) for key, value in asdict(config).items() if key != "path"}
+    _check_folder(path, plain)
+    with ExitStack() as stack:
+        scenes = []
         for name in (config.scene, *config.prior):
+            # All of them before anything is written: a name that is wrong must not cost the episodes of another.
             env = make(
                 name, image=config.image, image_size=config.image_size, repeat=config.repeat, camera=config.camera
             )
-            try:
-                _fill(writer, _Scene(config, name, env), progress)
-            finally:
-                env.close()
+            stack.callback(env.close)
+            scenes.append(_Scene(config, name, env))
+        writer = EpisodeWriter(path, shard_size=config.shard_size, image_format=config.image_format, known="skip")
+        with writer:
+            # Again, now that nobody else writes here.
+            _check_folder(path, plain)
+            write_json(path / GENERATED, plain)
+            for scene in scenes:
+                _fill(writer, scene, progress)
     with whole_file(path / CARD) as card:
         card.write_text(f"# Episodes of {config.scene}\n\n{describe(path).markdown()}", encoding="utf-8")
     return path
 
 
-def _claim(path: Path, config: GenerateConfig) -> None:
-    """Ties the folder to the configuration; its own name is no part of that."""
-    plain = {key: _plain(value) for key, value in asdict(config).items() if key != "path"}
+def generated_rate(path: Path | str) -> float | None:
+    """Decisions a second of the episodes that :func:`generate` wrote to ``path``; None where that is not known."""
+    file = Path(path) / GENERATED
+    if not file.is_file():
+        return None
+    plain = read_json(file)
+    return decision_rate(plain["scene"], plain["repeat"])
+
+
+def _check_folder(path: Path, plain: Mapping[str, Any]) -> None:
+    """A folder with episodes in it is tied to the settings that they were made with."""
     file = path / GENERATED
     if not file.is_file():
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
             raise EpisodeError(f"{path}: holds something else; generate into a folder of its own")
-        write_json(file, plain)
         return
     other = read_json(file)
-    if differing := [key for key in plain if other.get(key) != plain[key]]:
+    differing = [key for key in plain if other.get(key) != plain[key]]
+    if differing and (path / INFO).is_file():
         what = ", ".join(f"{key} {other.get(key)!r} (now {plain[key]!r})" for key in differing)
         raise EpisodeError(f"{path}: was generated with {what}; go on with the same settings, or use another folder")
 
@@ -144,24 +163,29 @@ def _plain(value: Any) -> Any:
 
 
 def _fill(writer: EpisodeWriter, scene: "_Scene", progress: Callable[[Progress], None] | None) -> None:
-    done = rejected = 0
+    done = found = rejected = 0
     for ids, make in scene.jobs():
-        if not all(id in writer for id in ids):
+        if all(id in writer for id in ids):
+            found += len(ids)
+        else:
             for episode in make():
                 writer.write(episode)
                 rejected += episode.metadata["rejected"]
         done += len(ids)
         if progress is not None:
-            progress(Progress(scene.name, done, scene.total, rejected))
+            progress(Progress(scene.name, done, scene.total, found, rejected))
 
 
 class _Scene:
     """The episodes of one scene."""
 
     def __init__(self, config: GenerateConfig, name: str, env: SceneEnv) -> None:
+        """Raises :class:`rollouts.envs.api.EnvError` for a task without a script."""
         self.name = name
         self._config = config
         self._env = env
+        for task in env.tasks:
+            expert(task.name)
         own = name == config.scene
         self._source = Source.DEMONSTRATION if own else Source.PRIOR
         self._wanted = (config.demonstrations if own else config.prior_demonstrations) * len(env.tasks)

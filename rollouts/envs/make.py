@@ -4,6 +4,14 @@ from typing import Literal
 
 from rollouts.envs.api import EnvError, SceneEnv
 
+SIMULATOR_SECONDS = 0.0125
+"""Of a simulator step of Meta-World's: five of MuJoCo's."""
+
+
+def decision_rate(name: str, repeat: int = 3) -> float | None:
+    """Decisions a second in the environment called ``name``; None for one that has no time, or does not tell."""
+    return 1 / (repeat * SIMULATOR_SECONDS) if name.startswith("metaworld:") else None
+
 
 def make_env(
     name: str,

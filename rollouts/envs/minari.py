@@ -53,10 +53,10 @@ def export_minari(
     try:
         namespace = parse_dataset_id(dataset_id)[0]
     except (TypeError, ValueError) as error:
-        raise EpisodeError(f"{dataset_id!r} does not name a Minari dataset: write NAMESPACE/NAME-v0") from error
+        raise EpisodeError(f"{dataset_id!r} does not name a Minari dataset: write (NAMESPACE/)NAME-v0") from error
     folder = Path(root) if root is not None else _default_root()
     target = folder / dataset_id
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise EpisodeError(f"{target}: exists already; export under another name or version")
     buffers, facts, layout = [], [], None
     for number, episode in enumerate(episodes):
@@ -66,8 +66,11 @@ def export_minari(
         facts.append(_facts(episode))
     if layout is None:
         raise EpisodeError("no episodes to export")
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".polestar-", dir=folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".polestar-", dir=folder))
+    except OSError as error:
+        raise EpisodeError(f"{target}: cannot be written: {error.strerror or error}") from error
     try:
         with _root(scratch), warnings.catch_warnings():
             # Minari warns of an author and an environment that are not named; here there is neither.
@@ -127,7 +130,32 @@ def import_minari(
         raise EpisodeError(f"{folder}: Minari cannot read it: {' '.join(str(error).split())}") from error
     name = found.spec.dataset_id
     default = task or Task(name, name)
-    return (_episode(data, fact, name, default, source, success_key) for data, fact in zip(found, facts, strict=True))
+    return _episodes(found, facts, name, default, source, success_key)
+
+
+def dataset_place(folder: Path | str) -> tuple[Path, str]:
+    """``root`` and ``dataset_id`` for :func:`export_minari` to write to ``folder``.
+
+    Where Minari keeps its datasets, the id is the whole path from there on, and elsewhere the folder's own name.
+    """
+    # Minari's own function would make the folder.
+    root = Path(os.environ.get(ROOT) or Path.home() / ".minari" / "datasets").absolute()
+    where = Path(folder).absolute()
+    if where != root and where.is_relative_to(root):
+        return root, where.relative_to(root).as_posix()
+    return where.parent, where.name
+
+
+def _episodes(
+    dataset: Any, facts: list[Mapping[str, Any]], name: str, task: Task, source: Source, success_key: str
+) -> Iterator[Episode]:
+    rest = iter(dataset)
+    for fact in facts:
+        try:
+            data = next(rest)
+        except (OSError, ValueError, KeyError) as error:
+            raise EpisodeError(f"{name}: Minari cannot read it: {' '.join(str(error).split())}") from error
+        yield _episode(data, fact, name, task, source, success_key)
 
 
 def _buffer(number: int, episode: Episode) -> Any:

@@ -1,7 +1,10 @@
 """Files that are whole or absent, and the error of everything that has to do with episodes on disk."""
 
 import json
-from contextlib import AbstractContextManager
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,29 @@ class EpisodeError(ValueError):
 def whole_file(path: Path) -> AbstractContextManager[Path]:
     """A temporary path beside ``path``, which takes its place if the block ends well; else :class:`EpisodeError`."""
     return replacing(path, EpisodeError)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, which must not be there yet, and is it if the block ends well.
+
+    Raises :class:`EpisodeError` where there is something, and where the disk refuses.
+    """
+    if path.exists() or path.is_symlink():
+        raise EpisodeError(f"{path}: exists already; give a folder that does not")
+    scratch: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        yield scratch
+        # Temporary folders are their owner's alone.
+        scratch.chmod(0o755)
+        scratch.rename(path)
+    except OSError as error:
+        raise EpisodeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

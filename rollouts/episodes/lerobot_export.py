@@ -1,7 +1,5 @@
 """Episodes out as a LeRobotDataset; the layout is in :mod:`rollouts.episodes.lerobot_layout`."""
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 
 from rollouts.envs.types import Episode
 from rollouts.episodes.codec import Layout, metadata_text
-from rollouts.episodes.files import EpisodeError, write_json
+from rollouts.episodes.files import EpisodeError, new_folder, write_json
 from rollouts.episodes.images import encode_image
 from rollouts.episodes.lerobot_layout import (
     ACTION,
@@ -72,22 +70,14 @@ def export_lerobot(
     the layout has no place for.
     """
     target = Path(folder)
-    if target.exists():
-        raise EpisodeError(f"{target}: exists already; export into a new folder")
     if fps < 1:
         raise EpisodeError(f"fps must be at least 1, got {fps}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with new_folder(target) as scratch:
         with ExitStack() as stack:
             export = _Export(scratch, stack, fps, video)
             for episode in episodes:
                 export.add(episode)
         export.finish(robot_type)
-        scratch.chmod(0o755)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollouts.envs.types import STATE, Episode
+from rollouts.episodes.codec import Layout
 from rollouts.episodes.files import EpisodeError
 from rollouts.episodes.images import is_image
-from rollouts.episodes.store import SHARDS, StoreInfo, read_episodes, read_info
+from rollouts.episodes.store import SHARDS, read_episodes, read_info
 
 ACTION = "action"
 
@@ -118,25 +120,31 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class DataCard:
-    """What a store holds: :func:`describe`."""
+    """What a store, or another folder of episodes, holds: :func:`describe`, :func:`card`.
 
-    info: StoreInfo
+    ``files`` are counted by their name, as "2 shards"; ``image_format`` is how pictures are kept, where that is known.
+    """
+
+    layout: Layout
     groups: tuple[Group, ...]
     gamma: float
+    files: str
     bytes: int
+    image_format: str | None = None
 
     def markdown(self) -> str:
-        """A small card for people: what is in the store, by task and source."""
-        info = self.info
+        """A small card for people: what is there, by task and source."""
+        episodes = sum(len(group.lengths) for group in self.groups)
+        steps = sum(sum(group.lengths) for group in self.groups)
         observations = ", ".join(
             f"`{key}` {spec.dtype}[{'x'.join(map(str, spec.shape))}]"
-            + (f" ({info.image_format.upper()})" if spec.is_image else "")
-            for key, spec in info.layout.observations.items()
+            + (f" ({self.image_format.upper()})" if spec.is_image and self.image_format else "")
+            for key, spec in self.layout.observations.items()
         )
         lines = [
-            f"{info.episodes} episodes, {info.steps} steps, {len(info.shards)} shards, {self.bytes / 1e6:.1f} MB",
+            f"{episodes} episodes, {steps} steps, {self.files}, {self.bytes / 1e6:.1f} MB",
             "",
-            f"Observations {observations}; actions [{info.layout.action}].",
+            f"Observations {observations}; actions [{self.layout.action}].",
             "",
             f"| task | instruction | source | episodes | steps | length | success | positive steps | terminated "
             f"| truncated | return | discounted ({self.gamma:g}) | rejected |",
@@ -151,15 +159,33 @@ def describe(path: Path | str, gamma: float = 0.97) -> DataCard:
 
     Raises :class:`EpisodeError`, for a ``gamma`` outside [0, 1) too.
     """
+    info = read_info(path)
+    groups = _groups(read_episodes(path, keys=[]), gamma)
+    size = sum((Path(path) / SHARDS / shard.file).stat().st_size for shard in info.shards)
+    return DataCard(info.layout, groups, gamma, f"{len(info.shards)} shards", size, info.image_format)
+
+
+def card(folder: Path | str, episodes: Iterable[Episode], gamma: float = 0.97) -> DataCard:
+    """What :func:`describe` tells, of ``episodes`` that were read from a ``folder`` in another format.
+
+    The layout is the first one's. Raises :class:`EpisodeError`, where there are no episodes too.
+    """
+    rest = iter(episodes)
+    first = next(rest, None)
+    if first is None:
+        raise EpisodeError(f"{folder}: no episodes in it")
+    sizes = [file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()]
+    return DataCard(Layout.of(first), _groups(chain([first], rest), gamma), gamma, f"{len(sizes)} files", sum(sizes))
+
+
+def _groups(episodes: Iterable[Episode], gamma: float) -> tuple[Group, ...]:
     if not 0 <= gamma < 1:
         raise EpisodeError(f"gamma must be at least 0 and below 1, got {gamma}")
-    info = read_info(path)
     tallies: dict[tuple[str, str, str], _Tally] = {}
-    for episode in read_episodes(path, keys=[]):
+    for episode in episodes:
         key = episode.task.name, episode.task.instruction, str(episode.source)
         tallies.setdefault(key, _Tally()).add(episode, gamma)
-    size = sum((Path(path) / SHARDS / shard.file).stat().st_size for shard in info.shards)
-    return DataCard(info, tuple(tally.group(*key) for key, tally in tallies.items()), gamma, size)
+    return tuple(tally.group(*key) for key, tally in tallies.items())
 
 
 @dataclass(slots=True)

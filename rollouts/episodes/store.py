@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FORMAT, VERSION = "polestar-episodes", 1
-INFO, SHARDS = "store.json", "shards"
+INFO, SHARDS, LOCK = "store.json", "shards", ".lock"
 READ_AT_ONCE = 8
 """Episodes that a reader decodes together."""
 SHARD_BYTES = 256 * 2**20
@@ -320,7 +320,7 @@ def _batches(file: "pq.ParquetFile", path: Path, columns: list[str]) -> Iterator
 def _locked(path: Path) -> IO[str]:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a")  # noqa: SIM115 (held until the writer closes)
+        lock = open(path / LOCK, "a")  # noqa: SIM115 (held until the writer closes)
     except OSError as error:
         raise EpisodeError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:

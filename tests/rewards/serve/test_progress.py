@@ -35,6 +35,18 @@ def test_lines_come_now_and_then_and_at_the_end() -> None:
     ]
 
 
+def test_items_have_the_name_that_is_given_to_them() -> None:
+    out, clock = io.StringIO(), Clock()
+    bar = ProgressBar("point", out, unit="episodes", clock=clock)
+    bar.start(4, 2)
+    clock.now += 4
+    bar.advance(2, 0)
+    assert out.getvalue().splitlines() == [
+        "point: going on after 2 of 4 episodes",
+        "point: 4 of 4 episodes, 0.5 episodes/s",
+    ]
+
+
 def test_hours_are_told_as_hours() -> None:
     out, clock = io.StringIO(), Clock()
     bar = ProgressBar("scoring", out, plain_every_s=0, clock=clock)

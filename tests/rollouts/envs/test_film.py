@@ -9,7 +9,7 @@ import pytest
 
 from rollouts.envs.api import EnvError
 from rollouts.envs.experts import expert
-from rollouts.envs.film import GREEN, RED, caption, write_film, write_filmstrip
+from rollouts.envs.film import GREEN, RED, caption, film_episodes, write_film, write_filmstrip
 from rollouts.envs.point import PointScene
 from rollouts.envs.rollout import Acting, from_hard_resets
 from rollouts.envs.types import IMAGE, Episode
@@ -92,6 +92,14 @@ def test_an_episode_without_pictures_says_so(episode: Episode, tmp_path: Path) -
         write_film(replace(episode, observations={}), tmp_path / "a.gif")
     with pytest.raises(EnvError, match=r"a \.mp4 or a \.gif"):
         write_film(episode, tmp_path / "a.avi")
+
+
+def test_episodes_are_filmed_each_under_its_number_and_id(episode: Episode, tmp_path: Path) -> None:
+    odd = replace(episode, id="../point: ü/7")
+    assert film_episodes(iter([episode, odd]), tmp_path) == 2
+    stems = [f"0000-{episode.id.replace('/', '-')}", "0001--point-7"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{s}.{e}" for s in stems for e in ("mp4", "png"))
+    assert film_episodes([], tmp_path) == 0
 
 
 def test_a_film_that_fails_leaves_the_old_one(

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("gymnasium")
 
 from rollouts.envs.api import EnvError
-from rollouts.envs.generate import CARD, GENERATED, GenerateConfig, Progress, generate
+from rollouts.envs.generate import CARD, GENERATED, GenerateConfig, Progress, generate, generated_rate
 from rollouts.envs.make import make_env
-from rollouts.envs.types import Episode, Source
+from rollouts.envs.types import Episode, Source, Task
 from rollouts.episodes.files import EpisodeError
 from rollouts.episodes.statistics import describe
 from rollouts.episodes.store import INFO, SHARDS, read_episodes, read_ids
@@ -30,6 +30,12 @@ def config(path: Path, **settings: Any) -> GenerateConfig:
 def point(name: str, **settings: Any) -> Any:
     """Any name is a point scene: other scenes for tests of data from several."""
     return make_env("point", image=settings["image"], image_size=settings["image_size"])
+
+
+def task_without_script(name: str, **settings: Any) -> Any:
+    env = point(name, **settings)
+    env.tasks = (Task("fly", "fly"),)
+    return env
 
 
 def made(path: Path, **settings: Any) -> list[Episode]:
@@ -179,6 +185,44 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     (tmp_path / "b" / "thesis.txt").write_text("")
     with pytest.raises(EpisodeError, match="holds something else"):
         generate(config(tmp_path / "b"))
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.txt"]
+
+
+def test_settings_that_gave_no_episode_bind_nobody(tmp_path: Path) -> None:
+    hopeless = config(tmp_path / "a", horizon=2, attempts=1, failures=0)
+    with pytest.raises(EpisodeError, match="none would begin undone"):
+        generate(hopeless)
+    assert len(list(read_episodes(generate(replace(hopeless, horizon=40, attempts=50))))) == 6
+
+
+def test_a_wrong_scene_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    for wrong in (
+        replace(config(tmp_path / "a"), scene="moon"),
+        config(tmp_path / "a", prior=("metaworld:moon",)),
+    ):
+        with pytest.raises(EnvError, match="moon"):
+            generate(wrong)
+    with pytest.raises(EnvError, match="no script for the task"):
+        generate(replace(config(tmp_path / "a"), scene="gym:CartPole-v1"), make=task_without_script)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_tells_what_was_there(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    generate(config(tmp_path, failures=0))
+    generate(config(tmp_path, failures=0), progress=seen.append)
+    assert [(p.done, p.found) for p in seen] == [(n, n) for n in range(1, 7)]
+
+
+def test_the_rate_of_decisions_is_the_scenes(tmp_path: Path) -> None:
+    assert generated_rate(tmp_path) is None
+    generate(config(tmp_path, demonstrations=1, failures=0))
+    # A point has no time.
+    assert generated_rate(tmp_path) is None
+    settings = json.loads((tmp_path / GENERATED).read_text())
+    (tmp_path / GENERATED).write_text(json.dumps(settings | {"scene": "metaworld:door", "repeat": 4}))
+    assert generated_rate(tmp_path) == 20
 
 
 def test_what_a_script_cannot_do_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rollouts.envs.api import EnvError
 from rollouts.envs.experts import expert
+from rollouts.envs.make import SIMULATOR_SECONDS, decision_rate
 from rollouts.envs.metaworld import PAIRS, MetaWorldScene
 from rollouts.envs.reset_free import ResetFreeConfig
 from rollouts.envs.rollout import Acting, chain, from_hard_resets
@@ -97,6 +98,16 @@ def test_repeating_an_action_is_taking_it_again() -> None:
             observation = env.step(action)[0]
         seen.append(observation[STATE])
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-5)
+
+
+def test_a_decision_lasts_as_long_as_the_simulator_says() -> None:
+    env = MetaWorldScene("window", repeat=4)
+    env.reset(seed=0)
+    before = env._data.time
+    env.step(np.zeros(4, np.float32))
+    assert env._data.time - before == pytest.approx(4 * SIMULATOR_SECONDS)
+    assert decision_rate("metaworld:window", 4) == pytest.approx(20)
+    assert decision_rate("point") is None and decision_rate("gym:FetchReach-v4") is None
 
 
 def test_a_robot_that_practises_is_not_sent_home_after_500_steps() -> None:

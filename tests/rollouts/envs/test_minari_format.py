@@ -4,7 +4,6 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ minari = pytest.importorskip("minari")
 
 from gymnasium import spaces  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
-from minari.data_collector import EpisodeBuffer  # noqa: E402
 from minari.namespace import list_local_namespaces  # noqa: E402
 
-from rollouts.envs.minari import ROOT, export_minari, import_minari  # noqa: E402
+from rollouts.envs.minari import ROOT, dataset_place, export_minari, import_minari  # noqa: E402
 from rollouts.envs.types import Episode, Source, Task  # noqa: E402
 from rollouts.episodes.files import EpisodeError  # noqa: E402
-from tests.rollouts.episodes.made import episode, same, some_episodes  # noqa: E402
+from tests.rollouts.episodes.made import episode, foreign_minari, same, some_episodes  # noqa: E402
 
 FORMATS = ["hdf5", "arrow", "parquet"]
 
@@ -108,31 +106,39 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a-v0"]
 
 
-# Datasets of others.
+def test_an_unreadable_episode_is_told_when_it_is_reached(tmp_path: Path) -> None:
+    import h5py
+
+    folder = export_minari("a-v0", [episode("a"), episode("b")], root=tmp_path)
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_1/actions"]
+    episodes = import_minari(folder)
+    assert next(episodes).id == "a"
+    with pytest.raises(EpisodeError, match="a-v0: Minari cannot read it"):
+        next(episodes)
 
 
-def foreign(root: Path, monkeypatch: pytest.MonkeyPatch, observations: Any, space: Any, **buffer: Any) -> None:
+def test_a_folder_has_a_root_and_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "kept"
     monkeypatch.setenv(ROOT, str(root))
-    steps = 2
-    fields: dict[str, Any] = {
-        "actions": np.array([[0.5], [-1]], np.float32),
-        "rewards": [1.0, 2.0],
-        "terminations": [False] * steps,
-        "truncations": [False, True],
-        "seed": 5,
-    } | buffer
-    with pytest.warns(UserWarning):
-        minari.create_dataset_from_buffers(
-            "other-v0",
-            [EpisodeBuffer(observations=observations, **fields)],
-            observation_space=space,
-            action_space=spaces.Box(-2, 2, (1,), np.float32),
-        )
+    assert dataset_place(root / "robot" / "window-v0") == (root, "robot/window-v0")
+    assert dataset_place(root / "window-v0") == (root, "window-v0")
+    assert dataset_place(tmp_path / "robot" / "window-v0") == (tmp_path / "robot", "window-v0")
+    monkeypatch.chdir(tmp_path)
+    assert dataset_place("window-v0") == (tmp_path, "window-v0")
+    monkeypatch.delenv(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset_place(tmp_path / ".minari/datasets/a/b-v1") == (tmp_path / ".minari/datasets", "a/b-v1")
+    # To ask makes nothing.
+    assert list(tmp_path.iterdir()) == []
+
+
+# Datasets of others.
 
 
 def test_a_plain_vector_is_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = np.arange(6.0).reshape(3, 2)
-    foreign(tmp_path, monkeypatch, states, spaces.Box(-9, 9, (2,), np.float64))
+    foreign_minari(tmp_path, monkeypatch, states, spaces.Box(-9, 9, (2,), np.float64))
     [found] = import_minari("other-v0", root=tmp_path)
     assert found.id == "other-v0/0" and found.task == Task("other-v0", "other-v0") and found.source is Source.PRIOR
     assert found.observations["state"].dtype == np.float32
@@ -144,7 +150,7 @@ def test_a_plain_vector_is_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_plain_picture_is_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = np.zeros((3, 8, 8, 3), np.uint8)
-    foreign(tmp_path, monkeypatch, pictures, spaces.Box(0, 255, (8, 8, 3), np.uint8))
+    foreign_minari(tmp_path, monkeypatch, pictures, spaces.Box(0, 255, (8, 8, 3), np.uint8))
     [found] = import_minari("other-v0", root=tmp_path)
     assert list(found.observations) == ["image"] and found.observations["image"].dtype == np.uint8
 
@@ -153,7 +159,8 @@ def test_goals_and_success_are_heard(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parts = {"observation": np.ones((3, 2)), "desired_goal": np.zeros((3, 1))}
     space = spaces.Dict(observation=spaces.Box(-9, 9, (2,)), desired_goal=spaces.Box(-9, 9, (1,)))
     infos = {"is_success": np.array([False, False, True])}
-    foreign(tmp_path, monkeypatch, parts, space, infos=infos, terminations=[False, True], truncations=[False, False])
+    ends = {"terminations": [False, True], "truncations": [False, False]}
+    foreign_minari(tmp_path, monkeypatch, parts, space, infos=infos, **ends)
     task = Task("reach", "reach the spot")
     [found] = import_minari("other-v0", root=tmp_path, source=Source.DEMONSTRATION, task=task, success_key="is_success")
     assert set(found.observations) == {"state", "desired_goal"}
@@ -163,7 +170,7 @@ def test_goals_and_success_are_heard(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_actions_beyond_the_box_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states, space = np.zeros((3, 2)), spaces.Box(-9, 9, (2,), np.float64)
-    foreign(tmp_path, monkeypatch, states, space, actions=np.array([[0], [1.5]], np.float32))
+    foreign_minari(tmp_path, monkeypatch, states, space, actions=np.array([[0], [1.5]], np.float32))
     with pytest.raises(EpisodeError, match=r"actions of episode 0 lie outside \[-1, 1\]"):
         list(import_minari("other-v0", root=tmp_path))
 

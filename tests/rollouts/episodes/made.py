@@ -1,13 +1,17 @@
-"""Episodes made up for tests, and whether two are the same."""
+"""Episodes made up for tests, datasets as others write them, and whether two episodes are the same."""
 
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rollouts.envs.types import Episode, Source, Task
+from rollouts.episodes.images import encode_image
 
 
 def bits(value: Any) -> Any:
@@ -109,3 +113,76 @@ def some_episodes(draw: st.DrawFn, tame: bool = False) -> list[Episode]:
             )
         )
     return episodes
+
+
+def foreign_lerobot(folder: Path) -> Path:
+    """Two episodes of two and three frames, two cameras, no reward, no success, no ends; large actions."""
+    import pandas
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    frames = 5
+    cameras = ("front", "wrist")
+    columns: dict[str, Any] = {
+        "observation.state": np.arange(2.0 * frames, dtype=np.float32).reshape(frames, 2).tolist(),
+        "action": [[0.0], [5.0], [10.0], [2.5], [7.5]],
+        "episode_index": [0, 0, 1, 1, 1],
+        "frame_index": [0, 1, 0, 1, 2],
+        "index": list(range(5)),
+        "task_index": [1, 1, 0, 0, 0],
+        "timestamp": [0.0, 0.1, 0.0, 0.1, 0.2],
+    }
+    for value, camera in enumerate(cameras):
+        pictures = [encode_image(np.full((2, 4, 3), 10 * value + i, np.uint8), "png") for i in range(frames)]
+        columns[f"observation.images.{camera}"] = [{"bytes": p, "path": None} for p in pictures]
+    features: dict[str, Any] = {
+        "observation.state": {"dtype": "float32", "shape": [2], "names": ["x", "y"]},
+        "action": {"dtype": "float32", "shape": [1], "names": ["x"]},
+        **{n: {"dtype": "int64", "shape": [1], "names": None} for n in ("episode_index", "frame_index", "index")},
+        "task_index": {"dtype": "int64", "shape": [1], "names": None},
+        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+        "observation.images.front": {"dtype": "image", "shape": [2, 4, 3], "names": ["height", "width", "channels"]},
+        "observation.images.wrist": {"dtype": "image", "shape": [3, 2, 4], "names": ["channels", "height", "width"]},
+    }
+    rows = [
+        {"episode_index": 0, "tasks": ["b"], "length": 2, "data/chunk_index": 0, "data/file_index": 0},
+        {"episode_index": 1, "tasks": ["a"], "length": 3, "data/chunk_index": 0, "data/file_index": 0},
+    ]
+    (folder / "data/chunk-000").mkdir(parents=True)
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "data/chunk-000/file-000.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "meta/episodes/chunk-000/file-000.parquet")
+    pandas.DataFrame({"task_index": [0, 1]}, index=["put the pot away", "fold the cloth"]).to_parquet(
+        folder / "meta/tasks.parquet"
+    )
+    info = {
+        "codebase_version": "v3.0", "fps": 10, "features": features, "total_episodes": 2, "total_frames": 5,
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
+    }  # fmt: skip
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    (folder / "meta/stats.json").write_text(json.dumps({"action": {"min": [0.0], "max": [10.0]}}))
+    return folder
+
+
+def foreign_minari(root: Path, monkeypatch: pytest.MonkeyPatch, observations: Any, space: Any, **buffer: Any) -> None:
+    """``other-v0`` in ``root``: one episode of two steps, and nothing of ours in it."""
+    import minari
+    from gymnasium import spaces
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    steps = 2
+    fields: dict[str, Any] = {
+        "actions": np.array([[0.5], [-1]], np.float32),
+        "rewards": [1.0, 2.0],
+        "terminations": [False] * steps,
+        "truncations": [False, True],
+        "seed": 5,
+    } | buffer
+    with pytest.warns(UserWarning):
+        minari.create_dataset_from_buffers(
+            "other-v0",
+            [EpisodeBuffer(observations=observations, **fields)],
+            observation_space=space,
+            action_space=spaces.Box(-2, 2, (1,), np.float32),
+        )

@@ -109,5 +109,6 @@ def test_a_card_tells_of_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.0])
 def test_a_discount_without_a_meaning_is_refused(tmp_path: Path, gamma: float) -> None:
+    write_episodes(tmp_path, [episode("a")])
     with pytest.raises(EpisodeError, match="gamma must be"):
         describe(tmp_path, gamma)

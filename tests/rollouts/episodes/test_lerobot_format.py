@@ -22,12 +22,11 @@ from hypothesis import HealthCheck, given, settings
 import rollouts.episodes.lerobot_export
 from rollouts.envs.types import Episode, Source
 from rollouts.episodes.files import EpisodeError
-from rollouts.episodes.images import encode_image
 from rollouts.episodes.lerobot_export import export_lerobot
 from rollouts.episodes.lerobot_import import LeRobotDefaults, import_lerobot
 from rollouts.episodes.lerobot_layout import histogram, image_statistics, statistics
 from rollouts.episodes.video import VideoReader, VideoWriter
-from tests.rollouts.episodes.made import episode, same, some_episodes
+from tests.rollouts.episodes.made import episode, foreign_lerobot, same, some_episodes
 
 FEATURES = {
     "observation.state": ("float32", [2]),
@@ -296,49 +295,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Two episodes of two and three frames, two cameras, no reward, no success, no ends; large actions."""
-    folder = tmp_path / "bridge"
-    frames = 5
-    cameras = ("front", "wrist")
-    columns: dict[str, Any] = {
-        "observation.state": np.arange(2.0 * frames, dtype=np.float32).reshape(frames, 2).tolist(),
-        "action": [[0.0], [5.0], [10.0], [2.5], [7.5]],
-        "episode_index": [0, 0, 1, 1, 1],
-        "frame_index": [0, 1, 0, 1, 2],
-        "index": list(range(5)),
-        "task_index": [1, 1, 0, 0, 0],
-        "timestamp": [0.0, 0.1, 0.0, 0.1, 0.2],
-    }
-    for value, camera in enumerate(cameras):
-        pictures = [encode_image(np.full((2, 4, 3), 10 * value + i, np.uint8), "png") for i in range(frames)]
-        columns[f"observation.images.{camera}"] = [{"bytes": p, "path": None} for p in pictures]
-    features: dict[str, Any] = {
-        "observation.state": {"dtype": "float32", "shape": [2], "names": ["x", "y"]},
-        "action": {"dtype": "float32", "shape": [1], "names": ["x"]},
-        **{n: {"dtype": "int64", "shape": [1], "names": None} for n in ("episode_index", "frame_index", "index")},
-        "task_index": {"dtype": "int64", "shape": [1], "names": None},
-        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-        "observation.images.front": {"dtype": "image", "shape": [2, 4, 3], "names": ["height", "width", "channels"]},
-        "observation.images.wrist": {"dtype": "image", "shape": [3, 2, 4], "names": ["channels", "height", "width"]},
-    }
-    rows = [
-        {"episode_index": 0, "tasks": ["b"], "length": 2, "data/chunk_index": 0, "data/file_index": 0},
-        {"episode_index": 1, "tasks": ["a"], "length": 3, "data/chunk_index": 0, "data/file_index": 0},
-    ]
-    (folder / "data/chunk-000").mkdir(parents=True)
-    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
-    pq.write_table(pa.table(columns), folder / "data/chunk-000/file-000.parquet")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "meta/episodes/chunk-000/file-000.parquet")
-    pandas.DataFrame({"task_index": [0, 1]}, index=["put the pot away", "fold the cloth"]).to_parquet(
-        folder / "meta/tasks.parquet"
-    )
-    info = {
-        "codebase_version": "v3.0", "fps": 10, "features": features, "total_episodes": 2, "total_frames": 5,
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
-    }  # fmt: skip
-    (folder / "meta/info.json").write_text(json.dumps(info))
-    (folder / "meta/stats.json").write_text(json.dumps({"action": {"min": [0.0], "max": [10.0]}}))
-    return folder
+    return foreign_lerobot(tmp_path / "bridge")
 
 
 def test_what_others_leave_out_has_its_default(foreign: Path) -> None:
