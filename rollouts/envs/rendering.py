@@ -1,5 +1,6 @@
 """Pictures of a MuJoCo scene without a screen: small and fast for policies, large and fine for people."""
 
+import atexit
 import contextlib
 import weakref
 from dataclasses import dataclass
@@ -55,8 +56,11 @@ class Camera:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         self._renderer = mujoco.Renderer(model, size, size)
-        # Left to the garbage collector at exit, EGL is gone before the renderer is, and a traceback is printed.
         self.close = weakref.finalize(self, self._renderer.close)
+        # MuJoCo ends EGL at exit, and a renderer that is closed after that prints a traceback. What was registered last
+        # runs first; a finalizer's own turn was registered by whoever in the process made the first one.
+        self.close.atexit = False
+        atexit.register(self.close)
 
     def frame(self) -> NDArray[np.uint8]:
         """[size, size, 3]; a new array each time."""

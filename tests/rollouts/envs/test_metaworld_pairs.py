@@ -1,5 +1,7 @@
 """Meta-World pairs: experts alternate without resets, seeds seed, and pictures hide the goal and stand upright."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -178,3 +180,19 @@ def test_nothing_is_done_before_the_first_reset() -> None:
     for call in (env.home, env.render, env.state_dict, lambda: env.step(np.zeros(4, np.float32))):
         with pytest.raises(EnvError, match="reset the scene"):
             call()
+
+
+def test_a_scene_that_is_left_open_ends_in_silence() -> None:
+    program = """
+import weakref
+
+class Early: ...
+
+early = Early()
+weakref.finalize(early, lambda: None)  # as a temporary folder makes one, long before there is a scene
+from rollouts.envs.make import make_env
+env = make_env("metaworld:window", image=True)
+env.reset(seed=0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
