@@ -110,6 +110,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return reward, *quick, "prior.failures=3", "tracking.wandb.mode=disabled"
 
 
+@pytest.mark.slow
 def test_a_vision_language_model_is_asked(asked: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "asked"
     done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, "schedule={total_steps: 2, offline_steps: 1}")
