@@ -35,6 +35,7 @@ VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What is changed of a recipe. Without prior data a learned reward still learns from it: there is no other source."""
 
+CHAIN: Final = "chain"
 PHASES: Final = ("imitation", "offline", "online", "best")
 
 
@@ -128,9 +129,11 @@ def render(report: Mapping[str, Any]) -> str:
     seeds = sorted({run["seed"] for run in report["runs"]})
     command = " ".join([report["recipe"], *report["overrides"]])
     lines = [f"{command}: {len(seeds)} seeds ({seeds[0]} to {seeds[-1]})", ""]
-    for variant in variants:
-        runs = [run for run in report["runs"] if run["variant"] == variant]
+    groups = {name: [run for run in report["runs"] if run["variant"] == name] for name in variants}
+    for variant, runs in groups.items():
         lines += [f"**{variant}**", "", *_rows(runs), ""]
+    if len(groups) > 1:
+        lines += [*_beside(groups), ""]
     lines += [
         f"Means over seeds, 95% intervals by Student's t; `online -` lines are paired differences, seed by seed; "
         f"commit {report['commit']}, {report['workers']} runs at a time on {report['cpus']} cores, {report['machine']}"
@@ -156,6 +159,32 @@ def _rows(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     asked = f"{_interval(rates, form='.1f')} hard resets asked for in 100 attempts, " if rates else ""
     yield f"{asked}{min(minutes):.1f} to {max(minutes):.1f} minutes a run"
+
+
+def _beside(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Success in the chain, variant by variant, and the last iterates' paired differences to the first variant's."""
+    first, base = next(iter(groups.items()))
+    yield f"**In the chain** (differences of the last iterates to {first}, seed by seed)"
+    yield ""
+    yield f"| variant | {' | '.join(PHASES)} | - {first} | hard resets in 100 attempts | minutes |"
+    yield "|---" * (4 + len(PHASES)) + "|"
+    for variant, runs in groups.items():
+        cells = []
+        for phase in PHASES:
+            rates = [shares(run, phase).get(CHAIN) for run in runs]
+            known = [rate for rate in rates if rate is not None]
+            cells.append(_interval(known) if known and len(known) == len(runs) else "")
+        pairs = [
+            shares(run, "online")[CHAIN] - shares(other, "online")[CHAIN]
+            for run in runs
+            for other in base
+            if variant != first and run["seed"] == other["seed"] and CHAIN in shares(run, "online")
+        ]
+        cells.append(_interval(pairs, sign=True) if pairs else "")
+        asked = [run["interventions_per_100_attempts"] for run in runs]
+        cells.append("" if None in asked else _interval(asked, form=".1f"))
+        minutes = [run["minutes"] for run in runs]
+        yield f"| {variant} | {' | '.join(cells)} | {min(minutes):.1f} to {max(minutes):.1f} |"
 
 
 def _interval(values: Sequence[float], *, sign: bool = False, form: str = ".2f") -> str:

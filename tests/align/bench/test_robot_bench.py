@@ -29,6 +29,17 @@ def report(*runs: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_variants_stand_beside_each_other() -> None:
+    runs = [run("recipe", 0, 2, 8), run("recipe", 1, 4, 10), run("CQL", 0, 2, 7), run("CQL", 1, 4, 9)]
+    text = robot.render(report(*runs))
+    assert "differences of the last iterates to recipe" in text
+    row = next(line for line in text.splitlines() if line.startswith("| CQL |"))
+    # No imitation and no best here; online 0.7 and 0.9, each a tenth below the recipe's.
+    assert row.split(" | ")[1:6] == ["", "0.30 [-0.97, 1.57]", "0.80 [-0.47, 2.07]", "", "-0.10 [-0.10, -0.10]"]
+    assert row.endswith("| 2.0 [2.0, 2.0] | 5.0 to 6.0 |")
+    assert "differences of the last iterates" not in robot.render(report(*runs[:2]))
+
+
 def test_means_and_paired_differences() -> None:
     text = robot.render(report(run("recipe", 0, 2, 8), run("recipe", 1, 4, 10)))
     # Student's t with one degree of freedom: 12.706 times 0.1 (offline and online deviate by 0.1414 each over root 2).
