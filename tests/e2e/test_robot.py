@@ -77,6 +77,7 @@ def test_a_reward_learnt_from_images_ends_attempts_and_is_reported(tmp_path: Pat
     assert (folder / "reward" / "heads.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
     folder = tmp_path / "ranked"
     ranker = "ranker={bonus: 1.0, least_probability: 0.4, steps: 60}"
@@ -89,6 +90,7 @@ def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
     assert undocumented(name for row in online for name in row if name not in ("step", "nonfinite")) == []
 
 
+@pytest.mark.slow
 def test_a_policy_that_sees_nothing_but_pixels(tmp_path: Path) -> None:
     folder = tmp_path / "pixels"
     scene = "environment={type: point, horizon: 20, image: true, state: false, image_size: 32}"

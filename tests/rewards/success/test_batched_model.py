@@ -288,6 +288,7 @@ def test_nobody_is_answered_while_it_is_fitted() -> None:
     assert fitted.result() == {"fit/rows": len(frames.images)}
 
 
+@pytest.mark.slow
 def test_real_models_answer_as_alone(tmp_path: Path) -> None:
     head = HeadConfig(filters=8, kernel=2, steps=20, learning_rate=1e-2)
     backbone = BackboneModel(BackboneConfig(backbone="random", grid=2, views=1, folds=2, head=head))
