@@ -121,6 +121,7 @@ def test_saved_and_loaded_it_says_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+@pytest.mark.slow
 def test_a_wanted_false_positive_rate_raises_the_threshold(folder: Path, examples: LabelledFrames) -> None:
     model = VLMModel(settings(folder, max_false_positive_rate=0.0))
     metrics = model.fit(examples)

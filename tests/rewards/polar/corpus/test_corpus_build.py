@@ -308,6 +308,7 @@ def test_an_adapter_is_merged_once(adapter: Path, tmp_path: Path) -> None:
         merged("tiny:0", str(tmp_path / "absent"))
 
 
+@pytest.mark.slow
 def test_a_real_engine_fills_a_corpus(adapter: Path, tmp_path: Path) -> None:
     """The transformers engine on random weights: text without sense, through every part of the pipeline."""
     opened: list[Path] = []
