@@ -51,7 +51,7 @@ class RobotRun:
         if not isinstance(recipe.reward, TruthReward):
             session.say(f"reward model ({recipe.reward.type})")
             reward = success_model(recipe, prior, path, session.say)
-        labeller = SuccessLabeller(parts.label_config(recipe), ranker(recipe, prior))
+        labeller = SuccessLabeller(parts.label_config(recipe), ranker(recipe, prior, scene.tasks))
         labelled, _ = labeller.label(prior, 0)
         config = parts.policy_config(recipe, scene, instructions)
         mixer = parts.mixer(recipe, labelled, instructions, scene)

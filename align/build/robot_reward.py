@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from align.build.hosting import host_reward
 from align.build.robot_scene import open_scene
 from align.recipe.robot import BackboneReward, RobotRecipe, TruthReward, VLMReward
-from rollouts.envs.types import Episode, Source
+from rollouts.envs.types import Episode, Source, Task
 
 if TYPE_CHECKING:
     from rewards.success.batched import BatchedModel
@@ -88,21 +88,29 @@ def success_model(recipe: RobotRecipe, prior: Sequence[Episode], folder: Path, s
     return reward
 
 
-def ranker(recipe: RobotRecipe, prior: Sequence[Episode]) -> Any:
+def ranker(recipe: RobotRecipe, prior: Sequence[Episode], tasks: Sequence[Task]) -> Any:
     """A trajectory discriminator fitted to the prior data, with its demonstrations as references; None without one.
 
     Who made an episode is what its metadata call its ``kind``, or its source. Fitting takes seconds and is
-    reproducible, so that a run that goes on fits it again.
+    reproducible, so that a run that goes on fits it again. Raises :class:`SuccessError` where one of ``tasks`` is not
+    shown, or nothing differs from what shows it: the run would end at its first attempt.
     """
     section = recipe.ranker
     if section is None:
         return None
     from rewards.success.discriminator import DiscriminatorConfig, TrajectoryDiscriminator
+    from rewards.success.errors import SuccessError
     from rewards.success.trajectories import TrajectoryConfig
 
     policies: dict[str, list[Episode]] = {}
     for episode in prior:
         policies.setdefault(str(episode.metadata.get("kind", episode.source)), []).append(episode)
+    for task in tasks:
+        sources = {episode.source for episode in prior if episode.task.name == task.name}
+        if Source.DEMONSTRATION not in sources:
+            raise SuccessError(f"ranker: the prior data do not show '{task.name}'; give demonstrations, or no ranker")
+        if len(sources) == 1:
+            raise SuccessError(f"ranker: the prior data hold no failures at '{task.name}'; give some, or no ranker")
     config = DiscriminatorConfig(TrajectoryConfig(source=section.source), steps=section.steps, seed=recipe.seed)
     discriminator = TrajectoryDiscriminator(config)
     discriminator.fit(policies)

@@ -21,6 +21,13 @@ def weights(folder: Path) -> bytes:
     return (folder / "policy" / "model.safetensors").read_bytes()
 
 
+def ran(folder: Path, *overrides: str) -> str:
+    """What a run in ``folder`` has said, which must have ended well."""
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *overrides)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("robot") / "plain"
@@ -58,8 +65,7 @@ def test_a_killed_run_continues_bit_for_bit(plain: tuple[Path, str], tmp_path: P
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", "schedule.checkpoint_every=1")
-    assert done.returncode == 0, done.stderr
+    ran(folder, "schedule.checkpoint_every=1")
     assert weights(folder) == weights(plain[0])
     assert metrics(folder)[-1] == metrics(plain[0])[-1]
 
@@ -68,8 +74,7 @@ def test_a_reward_learnt_from_images_ends_attempts_and_is_reported(tmp_path: Pat
     folder = tmp_path / "learned"
     reward = "reward={type: backbone, consecutive: 1, max_false_positive_rate: 0.1}"
     short = ("prior.failures=4", "evaluation.films=0", "tracking.wandb.mode=disabled", "schedule.total_steps=5")
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", reward, *short)
-    assert done.returncode == 0, done.stderr
+    ran(folder, reward, *short)
     last = metrics(folder)[-1]
     assert {"collect/detected_success", "collect/false_positive_rate"} <= last.keys()
     report = (folder / "reward" / "report" / "success.md").read_text()
@@ -82,8 +87,7 @@ def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
     folder = tmp_path / "ranked"
     ranker = "ranker={bonus: 1.0, least_probability: 0.4, steps: 60}"
     short = ("prior.failures=4", "evaluation.films=0", "tracking.wandb.mode=disabled", "schedule.total_steps=8")
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", ranker, *short)
-    assert done.returncode == 0, done.stderr
+    ran(folder, ranker, *short)
     online = metrics(folder)[5:]
     assert all(0 < row["reward/ranker"] < 1 for row in online)
     assert all(row["label/episodes"] + row["label/left_out"] == 4 for row in online)
@@ -95,8 +99,7 @@ def test_a_policy_that_sees_nothing_but_pixels(tmp_path: Path) -> None:
     folder = tmp_path / "pixels"
     scene = "environment={type: point, horizon: 20, image: true, state: false, image_size: 32}"
     short = ("evaluation.films=0", "tracking.wandb.mode=disabled", "mixer.offline_updates=20", "learner.bc_steps=40")
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", scene, *short)
-    assert done.returncode == 0, done.stderr
+    ran(folder, scene, *short)
     assert metrics(folder)[-1]["collect/episodes"] == 4
     config = json.loads((folder / "policy" / "config.json").read_text())
     assert (config["state_size"], config["image_size"]) == (0, [32, 32])
@@ -115,9 +118,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.mark.slow
 def test_a_vision_language_model_is_asked(asked: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "asked"
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, "schedule={total_steps: 2, offline_steps: 1}")
-    assert done.returncode == 0, done.stderr
-    assert "starting 1 collector(s), the reward model and the learner (local)" in done.stdout + done.stderr
+    said = ran(folder, *asked, "schedule={total_steps: 2, offline_steps: 1}")
+    assert "starting 1 collector(s), the reward model and the learner (local)" in said
     assert metrics(folder)[-1]["collect/episodes"] == 2
     assert (folder / "reward" / "report" / "success.md").exists()
     assert (folder / "reward" / "adapter").is_dir()
@@ -130,8 +132,7 @@ RAY = ("cluster={type: ray, num_cpus: 4}", "rollout.collectors=2")
 def test_robots_on_ray_share_a_success_model_in_an_actor_of_its_own(asked: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     short = "schedule={total_steps: 3, offline_steps: 1}"
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", *asked, *RAY, short, timeout_s=500)
-    assert done.returncode == 0, done.stderr
+    ran(folder, *asked, *RAY, short, timeout_s=500)
     last = metrics(folder)[-1]
     assert last["collect/episodes"] == 4
     assert 0 <= last["collect/detected_success"] <= 1
@@ -166,14 +167,7 @@ def test_a_success_model_that_is_killed_ends_the_run_in_one_line(asked: tuple[st
 @pytest.mark.slow
 def test_two_robots_on_ray_practise_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "ray"
-    done = finish(
-        f"./{ROBOT}",
-        f"run.dir={folder}",
-        "cluster={type: ray, num_cpus: 4}",
-        "rollout.collectors=2",
-        "evaluation.films=0",
-    )
-    assert done.returncode == 0, done.stderr
+    ran(folder, *RAY, "evaluation.films=0")
     assert metrics(folder)[-1]["collect/episodes"] == 8
     assert not list(Path("/dev/shm").glob("polestar-robot-tiny-*")), "the learner's weights are taken back"
 

@@ -1,4 +1,4 @@
-"""Where a robot's success model lives: in each collector, or in an actor of its own that answers all of them."""
+"""Where a robot's success model lives, in each collector or in an actor of its own, and what a ranker learns from."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.build.robot_reward import Reward, hosted, lives_apart
+from align.build.robot_reward import Reward, hosted, lives_apart, ranker
 from align.recipe.load import load
 from cluster.host import connect
 from rewards.success.backbone import BackboneConfig, BackboneModel
 from rewards.success.batched import BatchedModel
 from rewards.success.detector import Detector, DetectorConfig
+from rewards.success.errors import SuccessError
 from rewards.success.frames import FrameConfig, frames_of
 from rewards.success.head import HeadConfig
-from tests.rewards.success.toys import RIGHT, demonstrations, failures, frames_at
+from tests.rewards.success.toys import LEFT, RIGHT, demonstrations, failures, frames_at
 
 SMOKE = Path(__file__).resolve().parents[3] / "recipes" / "smoke" / "robot.yaml"
 
@@ -56,3 +57,19 @@ def test_collectors_read_the_model_or_call_the_one_that_is_hosted(tmp_path: Path
     assert told[0] == told[1], "one collector alone is told the same, bit for bit"
     assert not told[0][0].success and told[0][-1].success
     cluster.close()
+
+
+def test_a_ranker_takes_demonstrations_for_likelier_than_failures() -> None:
+    resolved = recipe("ranker={bonus: 1.0, steps: 100}")
+    judge = ranker(resolved, [*demonstrations(5), *failures(5)], [RIGHT])
+    like, unlike = (judge.probabilities(group).mean() for group in (demonstrations(3, seed=7), failures(3, seed=70)))
+    assert like > unlike
+    assert ranker(recipe(), [], [RIGHT]) is None
+
+
+def test_a_ranker_that_could_judge_nothing_is_refused_before_the_run() -> None:
+    resolved = recipe("ranker={bonus: 1.0}")
+    with pytest.raises(SuccessError, match="ranker: the prior data hold no failures at 'right'"):
+        ranker(resolved, demonstrations(3), [RIGHT])
+    with pytest.raises(SuccessError, match="ranker: the prior data do not show 'left'"):
+        ranker(resolved, [*demonstrations(3), *failures(3)], [RIGHT, LEFT])
