@@ -8,6 +8,7 @@ written a token, and the head demands it from clients that do not send it. And i
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
+
+from cluster.ports import free_ports
 
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
@@ -87,9 +90,11 @@ def up(root: Path, port: int = 6379, dashboard_port: int = 8265, num_cpus: int |
     for number, option in ((port, "--port"), (dashboard_port, "--dashboard-port")):
         _check_free(number, option)
     log = _folder(root) / "head.log"
+    # Ray's fixed default would collide with another Ray on this machine.
+    (client_port,) = free_ports(but=(port, dashboard_port))
     with log.open("wb") as output:
         ray = subprocess.Popen(
-            _command(port, dashboard_port, num_cpus),
+            _command(port, dashboard_port, client_port, num_cpus),
             cwd=root,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -101,7 +106,7 @@ def up(root: Path, port: int = 6379, dashboard_port: int = 8265, num_cpus: int |
     head = Head(port, dashboard_port, (watcher,))
     try:
         _record(root, head)
-        _wait(ray, head, log)
+        _wait(ray, head, client_port, log)
         _note_address(head)
         head = Head(port, dashboard_port, (watcher, *_remember(_family(head), watcher)))
         _record(root, head)
@@ -135,12 +140,11 @@ def running(root: Path) -> Head | None:
     return head if head and head.processes[0].find() else None
 
 
-def _command(port: int, dashboard_port: int, num_cpus: int | None) -> list[str]:
+def _command(port: int, dashboard_port: int, client_port: int, num_cpus: int | None) -> list[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--node-ip-address={_LOOPBACK}", f"--port={port}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
     command += ["--include-dashboard=true", f"--dashboard-host={_LOOPBACK}", f"--dashboard-port={dashboard_port}"]
-    # Ray's fixed defaults would collide with another Ray on this machine: any free port serves.
-    command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}"]
+    command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_port}"]
     return command + ([f"--num-cpus={num_cpus}"] if num_cpus is not None else [])
 
 
@@ -165,11 +169,12 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _wait(ray: "subprocess.Popen[bytes]", head: Head, log: Path) -> None:
+def _wait(ray: "subprocess.Popen[bytes]", head: Head, client_port: int, log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
-    while not (_takes_jobs(head) and _noted() == head.address):
+    # The server of Ray's remote clients too: it starts last, and if it cannot, Ray ends the whole head.
+    while not (_takes_jobs(head) and _noted() == head.address and _listens(head, client_port)):
         if ray.poll() is not None:
-            raise HeadError(f"the Ray head ended while it started ({_last_line(log)}); its log: {log}")
+            raise HeadError(f"the Ray head ended while it started ({_why(log)}); its log: {log}")
         if time.monotonic() > until:
             raise HeadError(f"the Ray head takes no jobs after {_START_SECONDS:g} s; its log: {log}")
         time.sleep(0.25)
@@ -184,6 +189,16 @@ def _takes_jobs(head: Head) -> bool:
         return error.code in (401, 403)  # up, and asks for the token that the user has switched on
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _listens(head: Head, port: int) -> bool:
+    """Whether one of the head's own processes does: another program on that port is why the head is about to end."""
+    for process in _family(head):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("inet")
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
+                return True
+    return False
 
 
 def _family(head: Head) -> list[psutil.Process]:
@@ -260,15 +275,10 @@ def _check_free(port: int, option: str) -> None:
             ) from error
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
-def _last_line(log: Path) -> str:
+def _why(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "without a word"
+    errors = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
+    return (errors or lines or ["without a word"])[-1]
 
 
 def _folder(root: Path) -> Path:

@@ -4,7 +4,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import httpx
 
 from align.bench.load import Dialect
 from align.errors import UserError
+from cluster.ports import free_ports
 
 KV_CACHE_GIB: Final = 1
 BATCH_TOKENS: Final = 8192
@@ -70,7 +70,7 @@ def polestar(setting: Setting, log: Path, *, reuse: bool) -> Iterator[Address]:
 @contextmanager
 def vllm(setting: Setting, log: Path) -> Iterator[Address]:
     """vLLM's own server as it comes, but for limits that are ours too: memory, batch and no compilation."""
-    port = _free_port()
+    (port,) = free_ports()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling"]
     command += ["--model", str(setting.folder), "--served-model-name", "polar", "--dtype", setting.dtype]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -166,12 +166,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _last_line(log: Path) -> str:

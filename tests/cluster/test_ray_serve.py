@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from cluster.errors import HostError
+from cluster.ports import free_ports
 from cluster.serve import Deployed, Deployment, deploy
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,9 @@ def others() -> set[psutil.Process]:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Deployed]:
-    deployment = Deployment("probe", port=_free_port(), replicas=2, num_cpus=0.5, env={**ENV, "POLESTAR_TEST": "yes"})
+    deployment = Deployment(
+        "probe", port=free_ports()[0], replicas=2, num_cpus=0.5, env={**ENV, "POLESTAR_TEST": "yes"}
+    )
     deployed = deploy(Factory(tmp_path), deployment, num_cpus=2)
     try:
         yield deployed
@@ -102,15 +104,9 @@ def test_replicas_answer_drain_and_leave_nothing_behind(
 
 def test_an_app_that_cannot_start_is_one_line() -> None:
     with pytest.raises(HostError, match=r"app 'broken' cannot be started: .*there is no model here"):
-        deploy(Broken(), Deployment("broken", port=_free_port(), start_s=120, env=ENV), num_cpus=2)
+        deploy(Broken(), Deployment("broken", port=free_ports()[0], start_s=120, env=ENV), num_cpus=2)
 
 
 def test_a_replica_that_books_too_much_is_refused_at_once() -> None:
     with pytest.raises(HostError, match="asks for 64 CPU"):
-        deploy(Broken(), Deployment("big", port=_free_port(), num_cpus=64), num_cpus=2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        deploy(Broken(), Deployment("big", port=free_ports()[0], num_cpus=64), num_cpus=2)

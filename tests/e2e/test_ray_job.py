@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from cluster import head
-from cluster.head import Head
+from cluster.head import Head, HeadError
+from cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/smoke/xpo_tiny.yaml"
@@ -37,11 +38,6 @@ print("joined", not cluster._session.is_local)
 print("part beside driver", part.where() == os.getcwd())
 cluster.close()
 """
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        return one.getsockname()[1], two.getsockname()[1]
 
 
 def shell(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -84,7 +80,7 @@ def test_a_bare_recipe_runs_whether_or_not_a_token_lies_about(
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", os.defpath)  # no python of ours, as from a service or another environment's shell
     monkeypatch.chdir(tmp_path)  # and not in the checkout
-    port, dashboard_port = free_ports()
+    port, dashboard_port = free_ports(2)
     one = head.up(checkout, port, dashboard_port, num_cpus=4)
     try:
         assert head.up(checkout).processes == one.processes, "a second `up` finds the first, whatever its ports"
@@ -106,6 +102,17 @@ def test_a_bare_recipe_runs_whether_or_not_a_token_lies_about(
     assert [process for process in family if process.is_running()] == []
 
 
+def test_a_head_that_ends_again_is_not_called_running(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends the whole head a second after it takes jobs, if its server for remote clients has not got its port."""
+    ports = free_ports(3)
+    monkeypatch.setattr(head, "free_ports", lambda *_, **__: ports[2:])
+    with socket.create_server(("127.0.0.1", ports[2])), pytest.raises(HeadError) as caught:
+        head.up(checkout, *ports[:2])
+    assert f"ended while it started (RuntimeError: Failed to bind to address 127.0.0.1:{ports[2]}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert head.running(checkout) is None
+
+
 @pytest.fixture(scope="module")
 def repository() -> Iterator[dict[str, str]]:
     """A head in this repository, and the variable that says where jobs go."""
@@ -113,7 +120,7 @@ def repository() -> Iterator[dict[str, str]]:
         pytest.skip("a head of the user's is running in this repository: `align cluster down` first")
     # What an earlier version of the recipe left would be refused, rightly; here it is not what is tested.
     shutil.rmtree(ROOT / "runs" / "xpo-tiny", ignore_errors=True)
-    port, dashboard_port = free_ports()
+    port, dashboard_port = free_ports(2)
     one = head.up(ROOT, port, dashboard_port)
     yield {"RAY_ADDRESS": one.dashboard}
     head.down(ROOT)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster.ports import free_ports
 from rewards.polar.encoding import PolarEncoder
 from rewards.polar.scorer import PolarScorer, open_scorer
 from rewards.polar.types import PolarItem
@@ -204,9 +204,7 @@ def test_sigterm_under_load(model: Path) -> None:
 
 def test_replicas_on_ray_answer_together_and_end_on_sigterm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCORES_TOKEN", "secret")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports()
     process = start(
         *("align", "serve", "--ray", "--replicas", "2", "--num-cpus", "0.5", "--port", str(port)),
         *("--model", str(model), "--backend", "transformers", "--dtype", "float32", "--max-context", str(CONTEXT)),

@@ -1,13 +1,13 @@
 """A service that lives as long as its app."""
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cluster.ports import free_ports
 from cluster.serve import Deployment, deploy
 from rewards.serve.app import create_app
 from rewards.serve.lifespan import WithLifespan
@@ -54,9 +54,7 @@ def test_a_model_that_cannot_be_opened_fails_the_start() -> None:
 
 @pytest.mark.slow
 def test_replicas_on_ray_score(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports()
     deployment = Deployment("rewards", port=port, env={"PYTHONPATH": str(ROOT)})
     deployed = deploy(Factory(tmp_path), deployment, num_cpus=2)
     try:
