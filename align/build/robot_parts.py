@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from align.build.robot_reward import Reward
 from align.build.robot_scene import open_scene, scene_name
+from align.errors import UserError
 from align.recipe.robot import RobotRecipe, TruthReward
 from align.tracking.jsonl import METRICS_FILE, read_metrics
 from rollouts.envs.types import IMAGE, STATE, Episode, Source, Task, only
@@ -35,13 +36,20 @@ class Scene:
     tasks: tuple[Task, ...]
     state_size: int
     action_size: int
+    proprio: tuple[int, ...]
 
 
 def look_at(recipe: RobotRecipe) -> Scene:
     """Opens the environment once, so that what is wrong with it shows before anything is made."""
     env = open_scene(recipe.environment, image=False)
     try:
-        return Scene(env.tasks, int(env.observation_space[STATE].shape[0]), int(env.action_space.shape[0]))
+        if recipe.environment.state == "proprio" and not env.proprio:
+            raise UserError(
+                f"environment: {scene_name(recipe.environment)} does not say what of its state the robot measures on "
+                "itself: set state to true or false"
+            )
+        space = env.observation_space[STATE]
+        return Scene(env.tasks, int(space.shape[0]), int(env.action_space.shape[0]), tuple(env.proprio))
     finally:
         env.close()
 
@@ -147,6 +155,7 @@ def policy_config(recipe: RobotRecipe, scene: Scene, table: Instructions | None)
         encoder="robofume" if environment.image else "none",
         image_features=64 if environment.image else 0,
         strides=(2, 2, 2, 1) if environment.image else (2, 1, 1, 1),
+        state_columns=scene.proprio if environment.state == "proprio" else None,
     )
 
 

@@ -27,6 +27,8 @@ class ActorCriticConfig:
     reward of -1 a step ``(-1 / (1 - gamma), 0)``: values beyond it are counted, and with ``clip_targets`` no backup
     leaves it, which is in none of the papers. After the BC warm start the critics learn alone for
     ``critic_warm_start`` updates: what a fresh critic says is noise, and an actor that imitates has much to lose.
+    ``encoder_lr`` is the rate at which they train the encoder of images; 0 leaves it as imitation has taught it, so
+    that an actor's features do not move under it.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -34,6 +36,7 @@ class ActorCriticConfig:
     hidden: tuple[int, ...] = (128, 128)
     layer_norm: bool = True
     critic_lr: float = 3e-4
+    encoder_lr: float = 3e-4
     tau: float = 5e-3
     initial_temperature: float = 1.0
     temperature_lr: float = 1e-4
@@ -49,6 +52,8 @@ class ActorCriticConfig:
             raise LearnerError(f"initial_temperature must be above 0, got {self.initial_temperature}")
         if self.clip_targets and self.value_range is None:
             raise LearnerError("clip_targets needs a value_range to clip to")
+        if self.encoder_lr < 0:
+            raise LearnerError(f"encoder_lr must be at least 0, got {self.encoder_lr}")
         if self.ensemble < 1 or not self.hidden:
             raise LearnerError(f"critics need members and hidden layers, got {self.ensemble} and {self.hidden}")
 
@@ -118,10 +123,16 @@ class ActorCritic:
         """Whether the critics learn alone in this update."""
         return self.actor.updates < self.config.actor.bc.warm_start + self.config.critic_warm_start
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the critics' gradients reach an encoder."""
+        return bool(self.actor.encoder_parameters) and self.config.encoder_lr > 0
+
     def encode(self, batch: TransitionBatch) -> Encoded:
         """The batch's features; images are shifted at random, once for each observation."""
         policy = self.policy
-        features = policy.features(self.actor.augment(batch.observations), batch.instructions)
+        with torch.set_grad_enabled(self.trains_encoder):
+            features = policy.features(self.actor.augment(batch.observations), batch.instructions)
         with torch.no_grad():
             following = self.actor.augment(batch.next_observations)
             next_features = policy.features(following, batch.instructions)
@@ -162,7 +173,8 @@ class ActorCritic:
 
     def critic_backward(self, loss: Tensor, terms: dict[str, Tensor], batch: TransitionBatch) -> float:
         """Gradients of the critics and of the encoder; returns their norm."""
-        return self.actor.backward(loss, [*self.critic_parameters, *self.actor.encoder_parameters], terms, batch)
+        encoder = self.actor.encoder_parameters if self.trains_encoder else []
+        return self.actor.backward(loss, [*self.critic_parameters, *encoder], terms, batch)
 
     def actor_backward(self, objective: ActorObjective, batch: TransitionBatch) -> float:
         """Gradients of the actor and of the temperature; returns the actor's norm."""
@@ -177,7 +189,9 @@ class ActorCritic:
         self.optim.step()
         self.optim.zero_grad(set_to_none=True)
         tau = self.config.tau
-        if self.actor.encoder_optim is not None and self.target_encoder is not None:
+        if self.trains_encoder and self.actor.encoder_optim is not None and self.target_encoder is not None:
+            for group in self.actor.encoder_optim.param_groups:
+                group["lr"] = self.config.encoder_lr
             self.actor.encoder_optim.step()
             self.actor.encoder_optim.zero_grad(set_to_none=True)
             polyak(self.target_encoder.parameters(), self.actor.encoder_parameters, tau)

@@ -45,6 +45,7 @@ def build_learner(
         ensemble=section.critics,
         hidden=section.hidden,
         critic_lr=section.critic_lr,
+        encoder_lr=section.critic_lr if section.encoder_lr is None else section.encoder_lr,
         tau=section.tau,
         initial_temperature=section.temperature,
         temperature_lr=section.temperature_lr,

@@ -17,8 +17,8 @@ class Scene(Section):
 
     image: bool = False
     """The policy looks at camera images, not only at the state. A learned reward looks at them in any case."""
-    state: bool = True
-    """The policy is given the state."""
+    state: bool | Literal["proprio"] = True
+    """The policy is given the state; `proprio` gives it what the robot measures on itself, and no place of a thing."""
     image_size: int = Field(default=84, ge=32)
     """Height and width of images, in pixels."""
     horizon: int = Field(default=60, gt=0)

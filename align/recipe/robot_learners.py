@@ -17,7 +17,10 @@ class ActorCritic(Section):
     actor_lr: float = Field(default=3e-4, gt=0)
     """Learning rate of the actor."""
     critic_lr: float = Field(default=3e-4, gt=0)
-    """Learning rate of the critics."""
+    """Learning rate of the critics, and of the encoder of images while the actor only imitates."""
+    encoder_lr: float | None = Field(default=None, ge=0)
+    """Learning rate at which the critics train the encoder of images; 0 keeps what imitation has taught it; by default
+    critic_lr."""
     tau: float = Field(default=5e-3, gt=0, le=1)
     """Share of the new critics in their targets at each update."""
     bc_steps: int = Field(default=0, ge=0)

@@ -21,11 +21,15 @@ class SceneEnv(Protocol):
     """A Gymnasium environment whose tasks share one scene, so that one task can begin where another has ended.
 
     Observations map "state" to float32 [S] and, where asked for, "image" to uint8 [H, W, 3]; the arrays are the
-    caller's to keep. Every ``info`` holds "success" (bool: whether the current task is done, in truth), "task" (its
-    name) and "proprio" (float32: what the robot knows of itself). Success ends nothing by itself: whoever runs the
-    attempt decides by what it ends. ``terminated`` and ``truncated`` say that the environment cannot go on without a
-    :meth:`reset`.
+    caller's to keep. Every ``info`` holds "success" (bool: whether the current task is done, in truth) and "task" (its
+    name). Success ends nothing by itself: whoever runs the attempt decides by what it ends. ``terminated`` and
+    ``truncated`` say that the environment cannot go on without a :meth:`reset`.
     """
+
+    @property
+    def proprio(self) -> tuple[int, ...]:
+        """Which of the state's numbers a robot measures on itself, with no camera; none where that is not known."""
+        ...
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -25,6 +25,8 @@ class GymScene(gymnasium.Env[Any, Action]):
     spaces that do not fit.
     """
 
+    proprio: tuple[int, ...] = ()
+
     def __init__(self, id: str, success: SuccessFrom = "info", instruction: str | None = None) -> None:
         try:
             self._env = gymnasium.make(id, render_mode="rgb_array")
@@ -99,7 +101,7 @@ class GymScene(gymnasium.Env[Any, Action]):
         return {STATE: np.asarray(spaces.flatten(self._env.observation_space, raw), np.float32)}
 
     def _info(self, info: Mapping[str, Any], success: bool) -> dict[str, Any]:
-        return {**info, "success": success, "task": self.tasks[0].name, "proprio": np.zeros(0, np.float32)}
+        return {**info, "success": success, "task": self.tasks[0].name}
 
     def _told(self, info: Mapping[str, Any], missing_is_none: bool = False) -> bool | None:
         for key in SUCCESS_KEYS:

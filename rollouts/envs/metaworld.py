@@ -69,12 +69,13 @@ class MetaWorldScene(gymnasium.Env[Any, Action]):
     0-2 hand · 3 gripper opening, 0 to 1 · 4-6 the point of the object that the task watches · 7-9 that point seen from
     the hand · 10-12 where it has to go · 13-15 that place seen from the point · 16-18 where the hand was told to be,
     seen from the hand: it follows with a lag, and pushing shows here (its velocity shows little but vibration).
-    ``info["proprio"]`` is the first four of these. "image" (only with ``image``): uint8, no arm and no goal in it.
+    ``proprio`` are 0-3 and 16-18. "image" (only with ``image``): uint8, no arm and no goal in it.
 
     ``camera``: "front", ours, near the object and above it; or a name of Meta-World's ("corner2"…), turned upright.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012  (Gymnasium's own declaration)
+    proprio = (0, 1, 2, 3, 16, 17, 18)
 
     def __init__(
         self,
@@ -212,11 +213,7 @@ class MetaWorldScene(gymnasium.Env[Any, Action]):
             observation[IMAGE] = self._fast_camera.frame()
         # Meta-World judges by an observation of 39: now, before (which no judge looks at), and the target.
         judged = env.evaluate_state(np.concatenate([raw, raw, target]), np.zeros(4) if action is None else action)[1]
-        return observation, {
-            "success": bool(judged["success"]),
-            "task": self._task.name,
-            "proprio": observation[STATE][:4].copy(),
-        }
+        return observation, {"success": bool(judged["success"]), "task": self._task.name}
 
     @cached_property
     def _fast_camera(self) -> Camera:

@@ -28,6 +28,7 @@ class PointScene(gymnasium.Env[Any, Action]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's own declaration)
+    proprio = (0, 1)
 
     def __init__(self, image: bool = False, image_size: int = 16) -> None:
         self.tasks = TASKS
@@ -98,7 +99,7 @@ class PointScene(gymnasium.Env[Any, Action]):
         if self._image_size:
             observation[IMAGE] = self._draw(self._image_size)
         success = bool(abs(self._block[0] - self._goal_x()) <= TOLERANCE)
-        return observation, {"success": success, "task": self._task.name, "proprio": self._hand.astype(np.float32)}
+        return observation, {"success": success, "task": self._task.name}
 
     def _draw(self, size: int) -> NDArray[np.uint8]:
         image = np.full((size, size, 3), 230, np.uint8)

@@ -15,7 +15,8 @@ class PolicyError(ValueError):
 class PolicyConfig:
     """Sizes of the inputs and of the network.
 
-    ``state_size`` and ``instruction_size`` may be 0: nothing of the kind is given. ``image_size`` is (height, width) in
+    ``state_size`` and ``instruction_size`` may be 0: nothing of the kind is given. ``state_columns`` are those of the
+    state's numbers that the policy sees, None all of them. ``image_size`` is (height, width) in
     pixels where ``encoder`` looks at images. ``image_features`` is the size that the encoder's output is projected to,
     through LayerNorm and tanh as in DrQ (arXiv 2004.13649); 0 leaves it flat, as RoboFuME has it, which is tens of
     thousands of numbers. ``strides`` are those of the encoder's four convolutions: RoboFuME's are the default, and
@@ -38,6 +39,7 @@ class PolicyConfig:
     log_std_min: float = -5.0
     log_std_max: float = 2.0
     log_std_offset: float = -1.0
+    state_columns: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.action_size < 1 or not self.hidden or min(self.hidden) < 1:
@@ -49,8 +51,15 @@ class PolicyConfig:
                 f"encoder {self.encoder!r} does not go with image_size {self.image_size}: images need an encoder, "
                 "and an encoder needs their size"
             )
-        if self.encoder == "none" and self.state_size < 1:
+        if self.state_columns is not None and not set(self.state_columns) <= set(range(self.state_size)):
+            raise PolicyError(f"a state of {self.state_size} has no columns {list(self.state_columns)}")
+        if self.encoder == "none" and self.seen_size < 1:
             raise PolicyError("a policy needs a state or images to look at")
+
+    @property
+    def seen_size(self) -> int:
+        """How many of the state's numbers the policy sees."""
+        return self.state_size if self.state_columns is None else len(self.state_columns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

@@ -40,7 +40,7 @@ class GaussianPolicy(nn.Module):
         self.config = config
         generator = torch.Generator().manual_seed(seed)
         self.encoder = build_encoder(config, generator)
-        self.feature_size = config.state_size + config.instruction_size + (self.encoder.size if self.encoder else 0)
+        self.feature_size = config.seen_size + config.instruction_size + (self.encoder.size if self.encoder else 0)
         """``F``."""
         sizes = (self.feature_size, *config.hidden)
         self.hidden = nn.ModuleList(linear(a, b, math.sqrt(2), generator) for a, b in pairwise(sizes))
@@ -69,6 +69,8 @@ class GaussianPolicy(nn.Module):
         parts = []
         if self.config.state_size:
             state = (observations[STATE].to(self.state_mean.dtype) - self.state_mean) / self.state_std
+            if self.config.state_columns is not None:
+                state = state[:, self.config.state_columns]
             parts.append(state.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT))
         if self.config.instruction_size:
             parts.append(instructions.to(self.state_mean.dtype))

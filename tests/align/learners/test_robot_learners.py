@@ -38,17 +38,27 @@ def common(ensemble: int, settings: ActorConfig | None = None, **changes: Any) -
     return ActorCriticConfig(actor=settings or actor(), ensemble=ensemble, hidden=(8, 8), **changes)
 
 
-def calql(folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None) -> CalQLLearner:
-    return CalQLLearner(network or policy(), CalQLConfig(common=common(2, settings), n_actions=2), Folder(folder))
+def calql(
+    folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None, **changes: Any
+) -> CalQLLearner:
+    return CalQLLearner(
+        network or policy(), CalQLConfig(common=common(2, settings, **changes), n_actions=2), Folder(folder)
+    )
 
 
-def lagrange(folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None) -> CalQLLearner:
-    config = CalQLConfig(common=common(2, settings), n_actions=2, target_gap=0.8)
+def lagrange(
+    folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None, **changes: Any
+) -> CalQLLearner:
+    config = CalQLConfig(common=common(2, settings, **changes), n_actions=2, target_gap=0.8)
     return CalQLLearner(network or policy(), config, Folder(folder))
 
 
-def rlpd(folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None) -> RLPDLearner:
-    return RLPDLearner(network or policy(), RLPDConfig(common=common(4, settings), actor_every=1), Folder(folder))
+def rlpd(
+    folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None, **changes: Any
+) -> RLPDLearner:
+    return RLPDLearner(
+        network or policy(), RLPDConfig(common=common(4, settings, **changes), actor_every=1), Folder(folder)
+    )
 
 
 def bc(folder: Path, settings: ActorConfig | None = None, network: GaussianPolicy | None = None) -> BCLearner:
@@ -258,6 +268,35 @@ def test_the_encoder_learns_from_the_critics_alone_and_its_copy_follows(name: st
     for old, new, slow in zip(before, core.actor.encoder_parameters, core.target_encoder.parameters(), strict=True):
         assert not torch.equal(old, new)
         torch.testing.assert_close(slow, 0.995 * old + 0.005 * new.detach())
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_an_encoder_that_is_to_stay_is_as_imitation_has_left_it(name: str, tmp_path: Path) -> None:
+    learner = CRITICS[name](tmp_path, actor(bc=BCConfig(warm_start=2)), policy(image=True), encoder_lr=0.0)
+    core = learner.core
+    weights = []
+    for i in range(4):
+        weights.append([p.detach().clone() for p in core.actor.encoder_parameters])
+        learner.update(batch(i, image=True))
+    weights.append(core.actor.encoder_parameters)
+    assert [not same(a, b) for a, b in pairwise(weights)] == [True, True, False, False]
+    assert core.target_encoder is not None and same(list(core.target_encoder.parameters()), weights[-1])
+    assert not core.encode(batch(image=True)).features.requires_grad
+
+
+def test_critics_train_the_encoder_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    settings = actor(bc=BCConfig(warm_start=1), encoder_lr=1e-2)
+    learner = calql(tmp_path, settings, policy(image=True), encoder_lr=1e-5)
+    before = [p.detach().clone() for p in learner.core.actor.encoder_parameters]
+    moves = []
+    for i in range(2):
+        learner.update(batch(i, image=True))
+        after = [p.detach().clone() for p in learner.core.actor.encoder_parameters]
+        moves.append(max(float((new - old).abs().max()) for old, new in zip(before, after, strict=True)))
+        before = after
+    # Adam's steps are about as long as its rate, whatever the gradient.
+    assert 0.5e-2 < moves[0] < 2e-2
+    assert 0 < moves[1] < 2e-5
 
 
 def test_images_are_shifted_in_training(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_what_it_sees() -> None:
     assert network.feature_size == 7
 
 
+def test_it_sees_some_of_the_state_where_the_rest_is_not_its_to_know() -> None:
+    network = policy(state_columns=(2, 0))
+    network.set_normalisation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 0.5, 2.0]))
+    seen = network.features({STATE: torch.tensor([[2.0, 9.0, 4.0]])}, torch.tensor([[5.0, 6.0, 7.0, 8.0]]))
+    assert seen.tolist() == [[0.5, 1, 5, 6, 7, 8]]
+    assert network.feature_size == 6
+
+
 def test_a_fresh_policy_acts_around_zero_with_the_spread_that_was_asked_for() -> None:
     mean, log_std = policy(log_std_offset=-0.7)(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
     assert bool((mean.abs() < 0.1).all())
@@ -158,6 +166,8 @@ def test_faults_of_files(tmp_path: Path) -> None:
         ({"encoder": "robofume"}, "images need an encoder"),
         ({"image_size": (84, 84)}, "images need an encoder"),
         ({"state_size": 0}, "a state or images"),
+        ({"state_columns": ()}, "a state or images"),
+        ({"state_columns": (0, 3)}, r"a state of 3 has no columns \[0, 3\]"),
     ],
 )
 def test_faults_of_sizes(changes: dict[str, Any], message: str) -> None:
