@@ -16,6 +16,7 @@ pytestmark = pytest.mark.e2e
 TO_ONLINE = "recipes/smoke/offline_to_online_tiny.yaml"
 
 
+@pytest.mark.slow
 def test_offline_dpo_needs_no_engine_and_continues_bit_for_bit(tmp_path: Path) -> None:
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     done = finish("./recipes/smoke/dpo_tiny.yaml", f"run.dir={whole}")

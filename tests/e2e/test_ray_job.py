@@ -67,7 +67,10 @@ def listening(one: Head) -> set[str]:
     return {str(one.laddr.ip) for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
-@pytest.mark.parametrize("token", [False, True], ids=["no token file", "token file"])
+@pytest.mark.parametrize(
+    "token",
+    [pytest.param(False, id="no token file", marks=pytest.mark.slow), pytest.param(True, id="token file")],
+)
 def test_a_bare_recipe_runs_whether_or_not_a_token_lies_about(
     checkout: Path, tmp_path: Path, token: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +133,9 @@ def repository() -> Iterator[dict[str, str]]:
     "command",
     [
         f"ray job submit {RECIPE}",
-        f"ray job submit --working-dir . -- {RECIPE} schedule.total_steps=1",
+        pytest.param(
+            f"ray job submit --working-dir . -- {RECIPE} schedule.total_steps=1", marks=pytest.mark.slow, id="uploaded"
+        ),
     ],
 )
 def test_the_smoke_recipe_runs_as_a_job(repository: dict[str, str], command: str) -> None:

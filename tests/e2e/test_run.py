@@ -78,6 +78,7 @@ def test_the_phases_add_up(plain: tuple[Path, str]) -> None:
         assert parts == pytest.approx(row["timing_s/step"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run_and_an_override_shortens_it(plain: tuple[Path, str], tmp_path: Path) -> None:
     done = finish("align", "run", SMOKE, f"run.dir={tmp_path}/short", "schedule.total_steps=2")
     assert done.returncode == 0, done.stderr
@@ -113,7 +114,8 @@ def test_another_recipe_does_not_continue_a_run(plain: tuple[Path, str]) -> None
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("cluster", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["local", "ray"])
 def test_ctrl_c_ends_the_run_and_leaves_a_folder_that_continues(
     plain: tuple[Path, str], tmp_path: Path, cluster: str
 ) -> None:

@@ -12,6 +12,7 @@ from align.recipe.robot import RobotRecipe
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_it_asks_about_policies_that_were_in_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load(ROOT / "recipes" / "smoke" / "robot.yaml")
     assert isinstance(recipe, RobotRecipe)

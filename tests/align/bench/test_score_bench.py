@@ -101,6 +101,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forms: li
     return dict(shape)
 
 
+@pytest.mark.slow
 def test_the_command_measures_the_transformers_forms(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
