@@ -29,7 +29,7 @@ def import_episodes(path: Path | str, out: Path | str, reading: Reading | None =
         raise EpisodeError(f"{path}: is a store of ours already; copy the folder")
     target = Path(out)
     with new_folder(target) as scratch:
-        write_episodes(scratch, _some(path, open_episodes(path, reading)))
+        write_episodes(scratch, _some(path, open_episodes(path, reading)), rate=episode_rate(path))
     return target
 
 

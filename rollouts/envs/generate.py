@@ -123,7 +123,13 @@ def generate(
             )
             stack.callback(env.close)
             scenes.append(_Scene(config, name, env))
-        writer = EpisodeWriter(path, shard_size=config.shard_size, image_format=config.image_format, known="skip")
+        writer = EpisodeWriter(
+            path,
+            shard_size=config.shard_size,
+            image_format=config.image_format,
+            known="skip",
+            rate=decision_rate(config.scene, config.repeat),
+        )
         with writer:
             # Again, now that nobody else writes here.
             _check_folder(path, plain)
@@ -133,15 +139,6 @@ def generate(
     with whole_file(path / CARD) as card:
         card.write_text(f"# Episodes of {config.scene}\n\n{describe(path).markdown()}", encoding="utf-8")
     return path
-
-
-def generated_rate(path: Path | str) -> float | None:
-    """Decisions a second of the episodes that :func:`generate` wrote to ``path``; None where that is not known."""
-    file = Path(path) / GENERATED
-    if not file.is_file():
-        return None
-    plain = read_json(file)
-    return decision_rate(plain["scene"], plain["repeat"])
 
 
 def _check_folder(path: Path, plain: Mapping[str, Any]) -> None:

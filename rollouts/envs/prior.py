@@ -7,7 +7,7 @@ from typing import Literal
 
 from rollouts.envs.types import Episode, Source, Task
 from rollouts.episodes.files import EpisodeError, read_json
-from rollouts.episodes.store import INFO, read_episodes
+from rollouts.episodes.store import INFO, read_episodes, read_info
 
 EpisodeFormat = Literal["polestar", "lerobot", "minari"]
 LEROBOT_INFO, MINARI_INFO = Path("meta", "info.json"), Path("data", "metadata.json")
@@ -79,9 +79,7 @@ def episode_rate(path: Path | str) -> float | None:
     """Decisions a second of the episodes in ``path``, where the folder tells. Raises :class:`EpisodeError`."""
     match episode_format(path):
         case "polestar":
-            from rollouts.envs.generate import generated_rate
-
-            return generated_rate(path)
+            return read_info(path).rate
         case "lerobot":
             return float(read_json(Path(path) / LEROBOT_INFO)["fps"])
         case "minari":

@@ -13,6 +13,7 @@ had, and gives lists back where NumPy arrays went in.
 """
 
 import fcntl
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,11 +59,12 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """What ``store.json`` says."""
+    """What ``store.json`` says. ``rate`` is the robot's decisions a second, None where nobody has told."""
 
     layout: Layout
     image_format: ImageFormat
     shards: tuple[Shard, ...] = ()
+    rate: float | None = None
 
     @property
     def episodes(self) -> int:
@@ -85,14 +87,16 @@ def write_episodes(
     shard_size: int = 64,
     image_format: ImageFormat = "png",
     known: Literal["refuse", "skip"] = "refuse",
+    rate: float | None = None,
 ) -> StoreInfo:
     """Adds ``episodes`` to the store at ``path``, which is made where there is none; returns what it holds then.
 
     At most ``shard_size`` episodes go into a file; an error or interruption loses those of the file that is being
     filled, and no others. ``known`` says what happens to an episode whose id the store holds already: it is refused, or
-    passed over, which makes an interrupted call good by repeating it. Raises :class:`EpisodeError`.
+    passed over, which makes an interrupted call good by repeating it. ``rate`` is in decisions a second, one for the
+    whole store. Raises :class:`EpisodeError`.
     """
-    with EpisodeWriter(path, shard_size=shard_size, image_format=image_format, known=known) as writer:
+    with EpisodeWriter(path, shard_size=shard_size, image_format=image_format, known=known, rate=rate) as writer:
         for episode in episodes:
             writer.write(episode)
     return read_info(path)
@@ -135,7 +139,7 @@ def read_info(path: Path | str) -> StoreInfo:
             Shard(s["file"], s["episodes"], s["steps"], tuple(Count(**count) for count in s["counts"]))
             for s in plain["shards"]
         )
-        return StoreInfo(Layout.from_plain(plain["layout"]), plain["image_format"], shards)
+        return StoreInfo(Layout.from_plain(plain["layout"]), plain["image_format"], shards, plain.get("rate"))
     except (KeyError, TypeError) as error:
         raise EpisodeError(f"{file}: damaged: {error!r}; put the file back, or write the episodes anew") from error
 
@@ -160,13 +164,17 @@ class EpisodeWriter:
         shard_size: int = 64,
         image_format: ImageFormat = "png",
         known: Literal["refuse", "skip"] = "refuse",
+        rate: float | None = None,
     ) -> None:
         if shard_size < 1:
             raise EpisodeError(f"shard_size must be at least 1, got {shard_size}")
+        if rate is not None and not 0 < rate < math.inf:
+            raise EpisodeError(f"rate must be above 0 decisions a second, got {rate}")
         self._path = Path(path)
         self._size = shard_size
         self._format = image_format
         self._known = known
+        self._rate = rate
         self._waiting: list[tuple[Count, pa.Table]] = []
         self._lock: IO[str] | None = None
 
@@ -178,6 +186,11 @@ class EpisodeWriter:
             if self._info and self._info.image_format != self._format:
                 raise EpisodeError(f"{self._path}: its pictures are {self._info.image_format}, not {self._format}; "
                                    "keep to one format, or use another folder")  # fmt: skip
+            if self._info and self._info.rate is not None:
+                if self._rate not in (None, self._info.rate):
+                    raise EpisodeError(f"{self._path}: its episodes have {self._info.rate:g} decisions a second, not "
+                                       f"{self._rate:g}; use another folder")  # fmt: skip
+                self._rate = self._info.rate
         except BaseException:
             self._lock.close()
             raise
@@ -221,7 +234,7 @@ class EpisodeWriter:
         _write_shard(self._path / SHARDS / file, pa.concat_tables([table for _, table in self._waiting]))
         counts = _summed(count for count, _ in self._waiting)
         shard = Shard(file, len(self._waiting), sum(count.steps for count in counts), counts)
-        info = StoreInfo(self._info.layout, self._format, (*self._info.shards, shard))
+        info = StoreInfo(self._info.layout, self._format, (*self._info.shards, shard), self._rate)
         # The shard counts from here on: a crash before leaves a file that nothing names, and the next one replaces.
         write_json(self._path / INFO, _plain(info))
         self._info, self._waiting = info, []
@@ -234,6 +247,7 @@ def _plain(info: StoreInfo) -> dict[str, Any]:
         "episodes": info.episodes,
         "steps": info.steps,
         "image_format": info.image_format,
+        "rate": info.rate,
         "layout": info.layout.plain(),
         "counts": [asdict(count) for count in info.counts],
         "shards": [asdict(shard) for shard in info.shards],

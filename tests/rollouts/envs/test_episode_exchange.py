@@ -14,7 +14,6 @@ pytest.importorskip("minari")
 from gymnasium import spaces
 
 from rollouts.envs.exchange import describe_any, export_episodes, import_episodes
-from rollouts.envs.generate import GENERATED
 from rollouts.envs.minari import export_minari
 from rollouts.envs.prior import Reading, episode_format, episode_rate, open_episodes
 from rollouts.envs.types import Episode, Source, Task
@@ -76,16 +75,17 @@ def test_every_format_goes_out_and_comes_in(made: tuple[str, Path], to: Any, tmp
     # A LeRobotDataset keeps the rate that it came with.
     assert episode_rate(out) == (None if to == "minari" else fps or 20)
     back = import_episodes(out, tmp_path / "back")
+    assert episode_rate(back) == episode_rate(out)
     assert all(same(a, b) for a, b in zip(some(), read_episodes(back), strict=True))
 
 
-def test_the_rate_of_generated_episodes_is_their_scenes(tmp_path: Path) -> None:
+def test_the_rate_goes_along_where_there_is_one(tmp_path: Path) -> None:
     write_episodes(tmp_path / "a", some())
     with pytest.raises(EpisodeError, match="does not tell how many decisions the robot makes in a second: give fps"):
         export_episodes(tmp_path / "a", tmp_path / "out", "lerobot")
-    (tmp_path / "a" / GENERATED).write_text(json.dumps({"scene": "metaworld:window", "repeat": 3}))
-    assert episode_rate(tmp_path / "a") == pytest.approx(1 / 0.0375)
-    assert episode_rate(export_episodes(tmp_path / "a", tmp_path / "out", "lerobot")) == 27
+    write_episodes(tmp_path / "b", some(), rate=1 / 0.0375)
+    assert episode_rate(tmp_path / "b") == pytest.approx(1 / 0.0375)
+    assert episode_rate(export_episodes(tmp_path / "b", tmp_path / "out", "lerobot")) == 27
     with pytest.raises(EpisodeError, match="leave out fps and video"):
         export_episodes(tmp_path / "a", tmp_path / "out-v0", "minari", fps=27)
 

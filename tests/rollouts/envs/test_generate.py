@@ -12,13 +12,14 @@ import pytest
 
 pytest.importorskip("gymnasium")
 
+from rollouts.envs import generate as generating
 from rollouts.envs.api import EnvError
-from rollouts.envs.generate import CARD, GENERATED, GenerateConfig, Progress, generate, generated_rate
+from rollouts.envs.generate import CARD, GENERATED, GenerateConfig, Progress, generate
 from rollouts.envs.make import make_env
 from rollouts.envs.types import Episode, Source, Task
 from rollouts.episodes.files import EpisodeError
 from rollouts.episodes.statistics import describe
-from rollouts.episodes.store import INFO, SHARDS, read_episodes, read_ids
+from rollouts.episodes.store import INFO, SHARDS, read_episodes, read_ids, read_info
 from tests.rollouts.episodes.made import same
 
 
@@ -215,14 +216,11 @@ def test_progress_tells_what_was_there(tmp_path: Path) -> None:
     assert [(p.done, p.found) for p in seen] == [(n, n) for n in range(1, 7)]
 
 
-def test_the_rate_of_decisions_is_the_scenes(tmp_path: Path) -> None:
-    assert generated_rate(tmp_path) is None
-    generate(config(tmp_path, demonstrations=1, failures=0))
-    # A point has no time.
-    assert generated_rate(tmp_path) is None
-    settings = json.loads((tmp_path / GENERATED).read_text())
-    (tmp_path / GENERATED).write_text(json.dumps(settings | {"scene": "metaworld:door", "repeat": 4}))
-    assert generated_rate(tmp_path) == 20
+def test_the_rate_of_decisions_is_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"demonstrations": 1, "failures": 0}
+    assert read_info(generate(config(tmp_path / "timeless", **few))).rate is None
+    monkeypatch.setattr(generating, "decision_rate", lambda scene, repeat: 12.5)
+    assert read_info(generate(config(tmp_path / "timed", **few))).rate == 12.5
 
 
 def test_what_a_script_cannot_do_is_told(tmp_path: Path) -> None:

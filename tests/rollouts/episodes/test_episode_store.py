@@ -94,6 +94,18 @@ def test_a_known_id_is_refused_or_passed_over(tmp_path: Path) -> None:
     assert info.episodes == 3 and read_ids(tmp_path) == ["a", "b", "c"]
 
 
+def test_a_store_has_one_rate_which_it_keeps(tmp_path: Path) -> None:
+    assert write_episodes(tmp_path, [episode("a")]).rate is None
+    assert write_episodes(tmp_path, [episode("b")], rate=12.5).rate == 12.5
+    assert write_episodes(tmp_path, [episode("c")]).rate == 12.5
+    with pytest.raises(EpisodeError, match=r"have 12\.5 decisions a second, not 20; use another folder"):
+        write_episodes(tmp_path, [episode("d")], rate=20)
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(EpisodeError, match="rate must be above 0 decisions a second"):
+            write_episodes(tmp_path, [episode("d")], rate=rate)
+    assert read_ids(tmp_path) == ["a", "b", "c"]
+
+
 def test_reading_a_part(tmp_path: Path) -> None:
     episodes = [
         episode("a", pixels=4),
