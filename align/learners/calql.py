@@ -88,12 +88,13 @@ class CalQLLearner:
     def __init__(self, policy: GaussianPolicy, config: CalQLConfig, publisher: Publisher) -> None:
         self.config = config
         self.core = ActorCritic(policy, config.common, publisher, target_entropy=-float(policy.config.action_size))
-        self.log_multiplier = torch.ones((), dtype=self.core.actor.dtype, requires_grad=True)
+        self.actor = self.core.actor
+        self.log_multiplier = torch.ones((), dtype=self.actor.dtype, requires_grad=True)
         self._multiplier_optim = adam([self.log_multiplier], config.common.critic_lr)
 
     def update(self, batch: TransitionBatch) -> dict[str, float]:
         """One update of everything, or one of the warm start. Raises ``FloatingPointError`` when something diverged."""
-        core, actor = self.core, self.core.actor
+        core, actor = self.core, self.actor
         if actor.warming_up:
             return core.imitate(batch)
         encoded, draws = core.encode(batch), self.draw(len(batch))
@@ -118,7 +119,7 @@ class CalQLLearner:
 
     def draw(self, size: int) -> Draws:
         """The random numbers of an update of ``size`` transitions."""
-        n, dimensions, actor = self.config.n_actions, self.core.policy.config.action_size, self.core.actor
+        n, dimensions, actor = self.config.n_actions, self.core.policy.config.action_size, self.actor
         uniform = torch.rand((size, n, dimensions), generator=actor.generator, dtype=actor.dtype)
         backups = n if self.config.max_target_backup else 1
         normal = actor.noise(size, 2 * n + backups + 1, dimensions)
@@ -159,10 +160,10 @@ class CalQLLearner:
         return CriticObjective((td + conservative).mean(-1).sum(), td, conservative, gap, q_data)
 
     def weights(self) -> WeightUpdate:
-        return self.core.actor.publish()
+        return self.actor.publish()
 
     def close(self) -> None:
-        self.core.actor.close()
+        self.actor.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -59,13 +59,14 @@ class RLPDLearner:
     def __init__(self, policy: GaussianPolicy, config: RLPDConfig, publisher: Publisher) -> None:
         self.config = config
         self.core = ActorCritic(policy, config.common, publisher, target_entropy=-policy.config.action_size / 2)
+        self.actor = self.core.actor
 
     def update(self, batch: TransitionBatch) -> dict[str, float]:
         """One update of the critics, and of the actor where it is due; or one of the warm start.
 
         Raises ``FloatingPointError`` when something diverged.
         """
-        core, actor = self.core, self.core.actor
+        core, actor = self.core, self.actor
         if actor.warming_up:
             return core.imitate(batch)
         encoded = core.encode(batch)
@@ -106,10 +107,10 @@ class RLPDLearner:
         return CriticObjective(td.mean(-1).sum(), td, q_data)
 
     def weights(self) -> WeightUpdate:
-        return self.core.actor.publish()
+        return self.actor.publish()
 
     def close(self) -> None:
-        self.core.actor.close()
+        self.actor.close()
 
     def state_dict(self) -> dict[str, Any]:
         return self.core.state_dict()
@@ -121,4 +122,4 @@ class RLPDLearner:
         """Whether this update reports: about every ``metrics_every``-th, when the actor is updated too."""
         every = self.config.actor_every
         period = max(1, round(self.config.common.actor.metrics_every / every)) * every
-        return (self.core.actor.updates + 1) % period == 0
+        return (self.actor.updates + 1) % period == 0

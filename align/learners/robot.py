@@ -1,7 +1,7 @@
 """From the recipe's learner section to a robot's learner, in whichever process it is to live."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -14,10 +14,15 @@ from align.recipe.robot_learners import RobotLearner
 from rollouts.policies.config import PolicyConfig
 from rollouts.policies.gaussian import GaussianPolicy
 
+if TYPE_CHECKING:
+    from align.learners.bc import BCLearner
+    from align.learners.calql import CalQLLearner
+    from align.learners.rlpd import RLPDLearner
+
 
 def build_learner(
     section: RobotLearner, config: PolicyConfig, states: NDArray[Any] | None, publisher: Publisher, seed: int
-) -> Any:
+) -> "BCLearner | CalQLLearner | RLPDLearner":
     """The learner of a new policy. ``states`` [N, S] set what the policy takes for a usual state; None or none at all
     leave states as they are."""
     policy = GaussianPolicy(config, seed)
@@ -78,7 +83,6 @@ def build_learner(
     )
 
 
-def save_policy(learner: Any, folder: str) -> None:
+def save_policy(learner: "BCLearner | CalQLLearner | RLPDLearner", folder: str) -> None:
     """Writes the learner's policy to ``folder``, whole or absent; :class:`GaussianPolicy` reads it."""
-    trainer = learner.actor if hasattr(learner, "actor") else learner.core.actor
-    trainer.published.save(Path(folder))
+    learner.actor.published.save(Path(folder))

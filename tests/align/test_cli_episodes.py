@@ -114,9 +114,7 @@ def test_minari_finds_what_was_exported(blind: Path, tmp_path: Path) -> None:
     assert done.stdout == "4\n"
 
 
-def test_the_rate_of_the_episodes_is_the_default(
-    blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_episodes_rate_is_the_default(blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     # A point has no time. Three of Meta-World's simulator steps of 12.5 ms are 37.5 ms.
     write_episodes(copy, read_episodes(blind), rate=decision_rate("metaworld:window", 3))
