@@ -95,14 +95,17 @@ def test_a_ranker_pays_a_bonus_and_leaves_attempts_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_policy_that_sees_nothing_but_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("state", "seen"), [("false", (0, None)), ("proprio", (8, [0, 1]))])
+def test_a_policy_that_sees_pixels_and_what_it_is_given_beside(
+    tmp_path: Path, state: str, seen: tuple[int, list[int] | None]
+) -> None:
     folder = tmp_path / "pixels"
-    scene = "environment={type: point, horizon: 20, image: true, state: false, image_size: 32}"
+    scene = f"environment={{type: point, horizon: 20, image: true, state: {state}, image_size: 32}}"
     short = ("evaluation.films=0", "tracking.wandb.mode=disabled", "mixer.offline_updates=20", "learner.bc_steps=40")
     ran(folder, scene, *short)
     assert metrics(folder)[-1]["collect/episodes"] == 4
     config = json.loads((folder / "policy" / "config.json").read_text())
-    assert (config["state_size"], config["image_size"]) == (0, [32, 32])
+    assert (config["state_size"], config["state_columns"], config["image_size"]) == (*seen, [32, 32])
 
 
 @pytest.fixture(scope="module")
