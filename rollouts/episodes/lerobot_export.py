@@ -63,8 +63,9 @@ def export_lerobot(
     becomes ``observation.KEY``, and a picture ``observation.images.KEY``: embedded as PNG, or with ``video`` as H.264,
     which loses detail. ``fps`` is how many decisions the robot makes in a second.
 
-    lerobot itself could not be installed where this was written: files are checked in tests against the schemas of its
-    source, and were never opened by lerobot.
+    lerobot does not install beside this project's torch. Tests check files against the schemas of its source; by hand,
+    lerobot 0.4.4 in an environment of its own has read such data sets, frames and values the same (H.264 but for its
+    loss), and what its ``LeRobotDataset.create`` wrote came in here bit for bit.
 
     Raises :class:`EpisodeError` where the folder exists, or episodes are empty, of different layouts, or of kinds that
     the layout has no place for.
