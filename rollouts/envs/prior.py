@@ -1,5 +1,6 @@
 """Episodes of any format that is read here, by what lies in the folder."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,6 +82,12 @@ def episode_rate(path: Path | str) -> float | None:
         case "polestar":
             return read_info(path).rate
         case "lerobot":
-            return float(read_json(Path(path) / LEROBOT_INFO)["fps"])
+            info = Path(path) / LEROBOT_INFO
+            fps = read_json(info).get("fps")
+            if not isinstance(fps, int | float) or not 0 < fps < math.inf:
+                raise EpisodeError(
+                    f"{info}: fps is {fps!r} where frames a second should be: put a number above 0 there"
+                )
+            return float(fps)
         case "minari":
             return None

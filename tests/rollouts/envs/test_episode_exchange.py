@@ -90,6 +90,16 @@ def test_the_rate_goes_along_where_there_is_one(tmp_path: Path) -> None:
         export_episodes(tmp_path / "a", tmp_path / "out-v0", "minari", fps=27)
 
 
+@pytest.mark.parametrize("fps", ["ten", 0, -1, None, float("nan")])
+def test_a_rate_that_is_none_is_said_and_makes_nothing(tmp_path: Path, fps: Any) -> None:
+    folder = export_lerobot(tmp_path / "lerobot", some())
+    info = json.loads((folder / "meta/info.json").read_text())
+    (folder / "meta/info.json").write_text(json.dumps(info | {"fps": fps}))
+    with pytest.raises(EpisodeError, match=r"info\.json: fps is .* where frames a second should be: put a number"):
+        import_episodes(folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["lerobot"]
+
+
 def test_what_a_lerobot_dataset_leaves_open_is_said(tmp_path: Path) -> None:
     folder = foreign_lerobot(tmp_path / "bridge")
     reading = Reading(source=Source.DEMONSTRATION, camera="wrist", assume_success=True, rescale=True)
