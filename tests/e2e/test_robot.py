@@ -21,9 +21,9 @@ def weights(folder: Path) -> bytes:
     return (folder / "policy" / "model.safetensors").read_bytes()
 
 
-def ran(folder: Path, *overrides: str) -> str:
+def ran(folder: Path, *overrides: str, timeout_s: float = 300) -> str:
     """What a run in ``folder`` has said, which must have ended well."""
-    done = finish(f"./{ROBOT}", f"run.dir={folder}", *overrides)
+    done = finish(f"./{ROBOT}", f"run.dir={folder}", *overrides, timeout_s=timeout_s)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
