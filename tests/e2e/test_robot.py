@@ -31,9 +31,7 @@ def ran(folder: Path, *overrides: str, timeout_s: float = 300) -> str:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("robot") / "plain"
-    done = finish(f"./{ROBOT}", f"run.dir={folder}")
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, ran(folder)
 
 
 def test_a_run_leaves_everything_in_its_folder(plain: tuple[Path, str]) -> None:
